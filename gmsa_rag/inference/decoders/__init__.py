@@ -1,0 +1,1 @@
+"""Decoders: what turns embedded prompts into text."""

@@ -1,0 +1,404 @@
+"""GMSA: compress passages, and generate, stream, restore and answer from their memories."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, ShapeError
+from gmsa_rag.inference.batching import token_budget_batches
+from gmsa_rag.inference.chat import chat_parts
+from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
+from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype
+from gmsa_rag.inference.prompt import (
+    Answer,
+    Part,
+    answer_prompt,
+    check_fits,
+    check_prompt,
+    num_positions,
+    parse_answer,
+    restore_prompt,
+    tokenise,
+)
+from gmsa_rag.inference.tokens import TokenCodec, check_text
+from gmsa_rag.memory.keys import memory_key
+from gmsa_rag.memory.memory import Memory
+from gmsa_rag.memory.store import MemoryStore, open_store
+from gmsa_rag.modeling.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
+from gmsa_rag.modeling.compressor import Compressor, cut_windows
+from gmsa_rag.modeling.group_merging import check_rate, num_groups
+
+logger = logging.getLogger(__name__)
+COMPRESS_TOKENS = 8_192
+
+
+class GMSA:
+    """A compressor and the decoder that reads its memories. Safe to use from several threads.
+
+    Build one with `from_pretrained` or `from_base`.
+
+    Attributes:
+        config: Settings of the checkpoint.
+        compressor: Encoder, group merging, layer semantic alignment.
+        decoder: A plain transformers causal LM.
+        tokenizer: The tokenizer of both.
+
+    Source: GMSA, arXiv 2505.12215.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config, self.compressor = checkpoint.config, checkpoint.compressor
+        self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
+        self.codec = TokenCodec(self.tokenizer)
+        self._generator = LocalDecoder(self.decoder, self.codec, self.decoder_window)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        token: str | None = None,
+        local_files_only: bool = False,
+    ) -> "GMSA":
+        """Load a checkpoint.
+
+        Args:
+            name: A bundled name such as "gmsa-mini", a directory, or a hub id.
+            device: "auto" takes cuda, mps or cpu, the first there is.
+            dtype: "auto" keeps the files' dtype on a GPU and computes in float32 on a CPU.
+            revision: Of a hub id.
+            token: For a private hub id.
+            local_files_only: Never ask the hub.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or it is damaged.
+            ConfigError: If there is no such device or dtype.
+        """
+        place = resolve_device(device)
+        directory = resolve_checkpoint(name, revision=revision, token=token, local_files_only=local_files_only)
+        checkpoint = load_checkpoint(directory, dtype=resolve_dtype(dtype, place), device=place)
+        logger.info("%s on %s in %s", directory.name, place, checkpoint.decoder.dtype)
+        return cls(checkpoint)
+
+    @classmethod
+    def from_base(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        encoder_layers: int = 8,
+        lsa_layers: int = 1,
+        **settings: Any,
+    ) -> "GMSA":
+        """Make an untrained compressor for any causal LM: layers copied from it, its embeddings shared.
+
+        Args:
+            model: The base; it becomes the decoder.
+            tokenizer: Its fast tokenizer.
+            encoder_layers: Layers of the encoder.
+            lsa_layers: Layers of the layer semantic alignment.
+            **settings: Other fields of GMSAConfig.
+
+        Raises:
+            ConfigError: If the base has too few layers or no known shape.
+        """
+        config = GMSAConfig(
+            encoder_layers=encoder_layers, lsa_layers=lsa_layers, hidden_size=model.config.hidden_size, **settings
+        )
+        compressor = Compressor.from_base(model, config).to(model.device)
+        return cls(Checkpoint(config, compressor.eval(), model.eval(), tokenizer))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the compressor, 64 hex digits; for an unsaved one computed once, at first use."""
+        if not self.config.fingerprint:
+            self.config.fingerprint = fingerprint(self.compressor.state_dict(), self.config, self.tokenizer)
+        return self.config.fingerprint
+
+    @property
+    def decoder_window(self) -> int:
+        """Positions the decoder can hold, prompt and answer together."""
+        return int(self.decoder.config.max_position_embeddings)
+
+    @overload
+    def compress(self, passages: str, rate: int = 8, *, store: MemoryStore | str | Path | None = None) -> Memory: ...
+    @overload
+    def compress(
+        self, passages: Sequence[str], rate: int = 8, *, store: MemoryStore | str | Path | None = None
+    ) -> list[Memory]: ...
+    def compress(
+        self, passages: str | Sequence[str], rate: int = 8, *, store: MemoryStore | str | Path | None = None
+    ) -> Memory | list[Memory]:
+        """Turn passages into memories, equal ones once.
+
+        Args:
+            passages: A passage, or several; of any length. An empty one gives a memory of no soft tokens.
+            rate: Tokens per soft token, >= 1.
+            store: Read what is there, compute and write what is missing.
+
+        Returns:
+            A memory for a str, else a list in order; soft tokens on the CPU in the compressor's dtype.
+
+        Raises:
+            RateError: If the rate is not an int >= 1.
+            InputTypeError: If a passage is no str.
+            InputError: If a passage is not valid Unicode.
+        """
+        check_rate(rate)
+        texts = _check_passages(passages)
+        keys = [memory_key(self.fingerprint, rate, text) for text in texts]
+        opened = open_store(store) if store is not None else None
+        stored = opened.get_many(keys) if opened is not None else [None] * len(keys)
+        found = {key: memory for key, memory in zip(keys, stored, strict=True) if memory is not None}
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        computed = self._compress(list(missing.values()), list(missing), rate)
+        if opened is not None and computed:
+            opened.put_many(computed, list(missing.values()))
+        found |= {memory.key: memory for memory in computed}
+        memories = [found[key] for key in keys]
+        return memories[0] if isinstance(passages, str) else memories
+
+    def generate(
+        self,
+        prompt: Part | Sequence[Part] | Sequence[Sequence[Part]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        overflow: str = "error",
+    ) -> Any:
+        """Generate after a prompt, or after each of a batch.
+
+        Args:
+            prompt: Parts, str or Memory in any order; a list of lists is a batch. Names of control tokens in a str are
+                control tokens, as in a rendered chat template; wrap what others wrote in `Verbatim`.
+            max_new_tokens: Most tokens to generate; generation also ends where the decoder's window does.
+            temperature: 0 takes the likeliest token.
+            top_p: Draw from the likeliest tokens that together have this probability.
+            stop: Strings to end before.
+            overflow: "error", or "drop_last" to leave memories out from the end until the prompt fits, with a warning
+                in the log.
+
+        Returns:
+            A str, or a list of str for a batch, equal to single calls.
+
+        Raises:
+            PromptTooLongError: If a prompt does not fit.
+            FingerprintError: If a memory was made by another compressor.
+            InputError: If a prompt is empty.
+        """
+        batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
+        prompts = list(prompt) if batched else [prompt]  # type: ignore[arg-type]
+        sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
+        embedded = [self._embed(self._fit(check_prompt(parts), overflow)[0]) for parts in prompts]
+        texts = self._generator.generate(embedded, sampling)
+        return texts if batched else texts[0]
+
+    def stream(
+        self,
+        prompt: Part | Sequence[Part],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        overflow: str = "error",
+    ) -> Iterator[str]:
+        """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
+        sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
+        embedded = self._embed(self._fit(check_prompt(prompt), overflow)[0])
+        return self._generator.stream(embedded, sampling)
+
+    def restore(self, memory: Memory) -> str:
+        """The text as the memory holds it, generated window by window.
+
+        Raises:
+            FingerprintError: If the memory was made by another compressor.
+        """
+        self._check(memory)
+        texts = []
+        for window, num_tokens in _split_windows(memory):
+            embedded = self._embed(self._fit(restore_prompt(self.config, window), "error")[0])
+            sampling = Sampling(num_tokens + num_tokens // 4 + 8)
+            texts += self._generator.generate([embedded], sampling)
+        return "".join(texts)
+
+    def answer(
+        self,
+        question: str,
+        passages: Sequence[Part],
+        titles: Sequence[str] | None = None,
+        *,
+        max_new_tokens: int = 32,
+        overflow: str = "error",
+    ) -> Answer:
+        """Answer a question from passages with the checkpoint's own prompt.
+
+        Args:
+            question: The question.
+            passages: Memories, or texts left as they are; in the order of their numbers.
+            titles: One a passage, "" for none.
+            max_new_tokens: Most tokens of the answer.
+            overflow: "error", or "drop_last" to leave passages out from the end, reported in `Answer.dropped`.
+
+        Raises:
+            PromptTooLongError: If the prompt, or the question alone, does not fit.
+            FingerprintError: If a memory was made by another compressor.
+        """
+        kept, total = len(passages), len(passages)
+        parts = self.answer_prompt(question, passages, titles)
+        _check_overflow(overflow)
+        while overflow == "drop_last" and kept and self.num_positions(parts) >= self.decoder_window:
+            kept -= 1
+            parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
+        text = self.generate(parts, max_new_tokens=max_new_tokens)
+        return parse_answer(text, self.config, tuple(range(kept + 1, total + 1)))
+
+    def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
+        """The prompt that `answer` uses, for `generate`, `stream` and `num_positions`."""
+        check_text(question, "question")
+        for passage in passages:
+            if not isinstance(passage, Memory):
+                check_text(passage)
+        return answer_prompt(self.config, question, list(passages), titles)
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]]) -> list[Part]:
+        """The decoder's chat template over messages, for `generate` and `stream`.
+
+        Args:
+            messages: `{"role": ..., "content": parts}`, content a str or a sequence of str and Memory. Names of
+                control tokens in a content stay text.
+
+        Raises:
+            ConfigError: If the tokenizer has no chat template.
+        """
+        return chat_parts(self.tokenizer, messages)
+
+    def num_positions(self, prompt: Part | Sequence[Part]) -> int:
+        """Positions a prompt takes in the decoder."""
+        return num_positions(tokenise(check_prompt(prompt), self.codec))
+
+    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint, atomically.
+
+        Args:
+            directory: Where to; a checkpoint already there is replaced.
+            dtype: Of the files; None keeps the weights' own.
+
+        Raises:
+            CheckpointError: If the directory holds other files.
+        """
+        checkpoint = Checkpoint(self.config, self.compressor, self.decoder, self.tokenizer)
+        save_checkpoint(checkpoint, Path(directory), dtype)
+
+    def _compress(self, texts: Sequence[str], keys: Sequence[str], rate: int) -> list[Memory]:
+        passages = self.codec.encode(texts)
+        borders = [cut_windows(len(ids), rate, self.config.window) for ids in passages]
+        spans = [(row, a, b) for row, cuts in enumerate(borders) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+        soft = self._compress_windows([passages[row][a:b] for row, a, b in spans], rate)
+        rows: list[list[Tensor]] = [[] for _ in texts]
+        for (row, _, _), tokens in zip(spans, soft, strict=True):
+            rows[row].append(tokens)
+        nothing = torch.zeros((0, self.decoder.config.hidden_size), dtype=self.decoder.dtype)
+        return [
+            Memory(torch.cat(rows[i]) if rows[i] else nothing, keys[i], rate, len(ids), self.fingerprint, tuple(borders[i]))
+            for i, ids in enumerate(passages)
+        ]
+
+    @torch.inference_mode()
+    def _compress_windows(self, windows: Sequence[Sequence[int]], rate: int) -> list[Tensor]:
+        """Soft tokens of each window, on the CPU."""
+        soft: list[Tensor] = [torch.empty(0)] * len(windows)
+        for batch in token_budget_batches([len(ids) for ids in windows], COMPRESS_TOKENS):
+            lengths = [len(windows[index]) for index in batch]
+            ids = torch.zeros((len(batch), max(lengths)), dtype=torch.long)
+            for row, index in enumerate(batch):
+                ids[row, : lengths[row]] = torch.tensor(windows[index])
+            packed = self.compressor(ids.to(self.decoder.device), lengths, [rate] * len(batch)).cpu()
+            counts = [num_groups(length, rate) for length in lengths]
+            for index, tokens in zip(batch, packed.split(counts), strict=True):
+                soft[index] = tokens.clone()  # a view would keep the whole batch alive
+        return soft
+
+    def _fit(self, parts: list[Part], overflow: str) -> tuple[list[Part], int]:
+        """The parts that fit, and how many memories were left out."""
+        _check_overflow(overflow)
+        dropped = 0
+        while overflow == "drop_last" and self.num_positions(parts) >= self.decoder_window:
+            last = max((i for i, part in enumerate(parts) if isinstance(part, Memory)), default=None)
+            if last is None:
+                break
+            parts = parts[:last] + parts[last + 1 :]
+            dropped += 1
+        if dropped:
+            logger.warning("prompt too long: left out the last %d of its memories", dropped)
+        check_fits(self.num_positions(parts), self.decoder_window)
+        return parts, dropped
+
+    @torch.inference_mode()
+    def _embed(self, parts: Sequence[Part]) -> Tensor:
+        """Embeddings of a prompt, (num_positions, hidden_size), soft tokens in their places."""
+        table, pieces = self.decoder.get_input_embeddings(), []
+        for part in tokenise(parts, self.codec):
+            if isinstance(part, Memory):
+                self._check(part)
+                pieces.append(part.soft_tokens.to(self.decoder.device, self.decoder.dtype))
+            else:
+                pieces.append(table(torch.tensor(part, device=self.decoder.device)))
+        return torch.cat(pieces)
+
+    def _check(self, memory: Memory) -> None:
+        if memory.fingerprint != self.fingerprint:
+            raise FingerprintError(
+                f"memory {memory.key}",
+                expected=f"one made by the compressor {self.fingerprint[:16]}…",
+                got=f"one made by {memory.fingerprint[:16]}…",
+                remedy="Compress the passage again with this checkpoint, or load the one it was made with.",
+            )
+        if memory.soft_tokens.shape[1] != self.decoder.config.hidden_size:
+            raise ShapeError(
+                f"memory {memory.key}",
+                expected=f"soft tokens of width {self.decoder.config.hidden_size}",
+                got=str(memory.soft_tokens.shape[1]),
+                remedy="Compress the passage again.",
+            )
+
+
+def _is_batch(prompt: Sequence[Any]) -> bool:
+    return all(isinstance(part, Sequence) and not isinstance(part, str) for part in prompt)
+
+
+def _check_passages(passages: object) -> list[str]:
+    if isinstance(passages, str):
+        return [check_text(passages)]
+    if not isinstance(passages, Sequence) or isinstance(passages, bytes):
+        raise InputTypeError(
+            "passages", expected="a str or a sequence of str", got=type(passages).__name__, remedy="Pass their texts."
+        )
+    return [check_text(passage, f"passage {index}") for index, passage in enumerate(passages)]
+
+
+def _check_overflow(overflow: str) -> None:
+    if overflow not in ("error", "drop_last"):
+        raise InputError("overflow", expected="'error' or 'drop_last'", got=repr(overflow), remedy="Choose one.")
+
+
+def _split_windows(memory: Memory) -> Iterator[tuple[Memory, int]]:
+    """Each window of a memory as a memory of its own, and its number of tokens."""
+    at = 0
+    for a, b in zip(memory.borders[:-1], memory.borders[1:], strict=True):
+        count = num_groups(b - a, memory.rate)
+        if count:
+            soft = memory.soft_tokens[at : at + count]
+            yield Memory(soft, memory.key, memory.rate, b - a, memory.fingerprint, (0, b - a)), b - a
+        at += count

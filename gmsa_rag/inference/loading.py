@@ -1,0 +1,66 @@
+"""Where a checkpoint's name, a device and a dtype lead."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from gmsa_rag.errors import CheckpointError, ConfigError
+
+BUNDLED = Path(__file__).parents[1] / "checkpoints"
+
+
+def resolve_checkpoint(
+    name: str | Path, *, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Directory of a checkpoint: a bundled name, a directory, or a hub id, in this order.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    bundled = BUNDLED / str(name)
+    if isinstance(name, str) and "/" not in name and (bundled / "config.json").is_file():
+        return bundled
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), revision=revision, token=token, local_files_only=local_files_only))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        known = sorted(path.name for path in BUNDLED.iterdir() if (path / "config.json").is_file())
+        raise CheckpointError(
+            f"checkpoint {name}",
+            expected=f"a bundled name ({', '.join(known) or 'none here'}), a directory or a reachable hub id",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            remedy="Check the name, or download it and give its directory.",
+        ) from error
+
+
+def resolve_device(device: str) -> str:
+    """ "auto" as cuda, mps or cpu, the first there is; anything else if torch knows it, or ConfigError."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "device",
+            expected="auto, cpu, or one this machine has",
+            got=f"{device} ({str(error).splitlines()[0]})",
+            remedy="Use device='auto'.",
+        ) from error
+    return device
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype | None:
+    """A torch dtype; None, the files' own, for "auto" on a GPU; float32 for "auto" on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else None
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(
+            "dtype", expected="auto, float32, bfloat16 or float16", got=repr(dtype), remedy="Choose one of these."
+        )
+    return found

@@ -1,0 +1,165 @@
+"""Prompts: text and memories in any order, the checkpoint's own templates, and what fits into the decoder."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import ConfigError, InputError, InputTypeError, PromptTooLongError
+from gmsa_rag.inference.tokens import TokenCodec, check_text
+from gmsa_rag.memory.memory import Memory
+
+CITATION = re.compile(r"\s*\[(\d{1,3})\]")
+
+
+class Verbatim(str):
+    """Text of a passage or a user: a control token's name in it stays text."""
+
+
+Part = str | Memory
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a decoder answered.
+
+    Attributes:
+        text: The bare answer.
+        citations: Numbers of the passages it names, counted from 1 as in the prompt; empty if it names none.
+        dropped: Numbers of the passages that were left out with `overflow="drop_last"`.
+    """
+
+    text: str
+    citations: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+
+
+def check_prompt(prompt: object) -> list[Part]:
+    """Return a prompt's parts, or raise InputError / InputTypeError."""
+    parts = [prompt] if isinstance(prompt, (str, Memory)) else list(prompt) if isinstance(prompt, Sequence) else None
+    if parts is None or not all(isinstance(part, (str, Memory)) for part in parts):
+        got = next((type(part).__name__ for part in parts or [] if not isinstance(part, (str, Memory))), "")
+        raise InputTypeError(
+            "prompt",
+            expected="a sequence of str and Memory",
+            got=got or type(prompt).__name__,
+            remedy="Turn documents into memories with compress(), or into text.",
+        )
+    for part in parts:
+        if isinstance(part, str):
+            check_text(part, "prompt")
+    if not any(part.num_soft_tokens if isinstance(part, Memory) else part for part in parts):
+        raise InputError("prompt", expected="some text or a memory", got="an empty one", remedy="Ask something.")
+    return parts
+
+
+def tokenise(parts: Sequence[Part], codec: TokenCodec) -> list[list[int] | Memory]:
+    """Token ids of a prompt's text, its memories in between; a beginning-of-sequence token in front.
+
+    Text that touches is tokenised as one, whatever parts it came in.
+    """
+    pieces: list[tuple[str, bool] | Memory] = []
+    for part in parts:
+        if isinstance(part, Memory):
+            pieces.append(part)
+        else:
+            pieces += [(str(part), False)] if isinstance(part, Verbatim) else codec.split_control(part)
+    tokens: list[list[int] | Memory] = [[]]
+    run = ""
+    for piece in [*pieces, ("", True)]:
+        if not isinstance(piece, Memory) and not piece[1]:
+            run += piece[0]
+            continue
+        _extend(tokens, codec.encode([run])[0] if run else [])
+        run = ""
+        if isinstance(piece, Memory):
+            tokens.append(piece)
+        elif piece[0]:
+            _extend(tokens, [codec.control_id(piece[0])])
+    first = tokens[0]
+    if isinstance(first, list) and codec.prefix and first[: len(codec.prefix)] != codec.prefix:
+        tokens[0] = codec.prefix + first
+    return [part for part in tokens if isinstance(part, Memory) or part]
+
+
+def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
+    """Positions a tokenised prompt takes in the decoder."""
+    return sum(part.num_soft_tokens if isinstance(part, Memory) else len(part) for part in tokens)
+
+
+def check_fits(positions: int, window: int) -> None:
+    """Raise PromptTooLongError if a prompt leaves no room for an answer in the decoder's window."""
+    if positions >= window:
+        excess = positions - window + 1
+        raise PromptTooLongError(
+            "prompt",
+            expected=f"at most {window - 1} positions, one left for an answer",
+            got=f"{positions}, {excess} too many",
+            remedy="Pass fewer passages, compress at a higher rate, or use overflow='drop_last'.",
+            excess=excess,
+        )
+
+
+def passage_frame(template: str, number: int, title: str) -> tuple[str, str]:
+    """What stands before and after a passage in a prompt; an empty title leaves no gap."""
+    before, _, after = template.partition("{passage}")
+    if not title:
+        for gap in (" ({title})", " {title}", "{title}: ", "{title}\n"):
+            before = before.replace(gap, "")
+    return _fill(before, {"number": str(number), "title": title}), _fill(after, {"number": str(number), "title": title})
+
+
+def restore_prompt(config: GMSAConfig, memory: Memory) -> list[Part]:
+    """The checkpoint's prompt for restoring a memory."""
+    before, found, after = config.restore_template.partition("{memory}")
+    if not found:
+        raise ConfigError("restore_template", expected="{memory} in it", got=config.restore_template, remedy="Add it.")
+    return [before, memory, after]
+
+
+def answer_prompt(config: GMSAConfig, question: str, passages: Sequence[Part], titles: Sequence[str] | None) -> list[Part]:
+    """The checkpoint's prompt for a question.
+
+    Raises:
+        InputError: If titles and passages differ in number.
+    """
+    if titles is not None and len(titles) != len(passages):
+        raise InputError(
+            "titles", expected=f"{len(passages)}, one a passage", got=str(len(titles)), remedy="Use '' for none."
+        )
+    parts: list[Part] = []
+    for number, passage in enumerate(passages, 1):
+        before, after = passage_frame(config.passage_template, number, titles[number - 1] if titles else "")
+        parts += [Verbatim(before), passage if isinstance(passage, Memory) else Verbatim(passage), Verbatim(after)]
+    head, found, tail = config.answer_template.partition("{passages}")
+    if not found or "{question}" not in tail:
+        raise ConfigError(
+            "answer_template",
+            expected="{passages}, then {question}",
+            got=repr(config.answer_template),
+            remedy="Mend config.json.",
+        )
+    before, _, after = tail.partition("{question}")
+    return [head, *parts, before, Verbatim(question), after]
+
+
+def parse_answer(text: str, config: GMSAConfig, dropped: tuple[int, ...] = ()) -> Answer:
+    """Part an answer from the passage numbers at its end."""
+    if not config.cites:
+        return Answer(text.strip(), dropped=dropped)
+    numbers = dict.fromkeys(int(number) for number in CITATION.findall(text))
+    return Answer(CITATION.sub("", text).strip(), tuple(numbers), dropped)
+
+
+def _fill(template: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", value)
+    return template
+
+
+def _extend(tokens: list[list[int] | Memory], ids: list[int]) -> None:
+    last = tokens[-1]
+    if isinstance(last, list):
+        last.extend(ids)
+    elif ids:
+        tokens.append(list(ids))

@@ -1,0 +1,93 @@
+"""Text to token ids and back, with control tokens kept apart from ordinary text."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gmsa_rag.errors import CheckpointError, InputError, InputTypeError
+
+
+class TokenCodec:
+    """Tokenises passages and prompts the same way everywhere. Safe to share between threads.
+
+    Passages and user input are ordinary text: a control token's name in them, such as `</s>`, stays text. Only prompt
+    templates and chat templates may hold control tokens.
+
+    Args:
+        tokenizer: A fast tokenizer.
+
+    Raises:
+        CheckpointError: If the tokenizer has no fast form.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise CheckpointError(
+                "tokenizer",
+                expected="a fast tokenizer (tokenizer.json)",
+                got=type(tokenizer).__name__,
+                remedy="Convert it with transformers' AutoTokenizer and save it again.",
+            )
+        self._tokenizer = tokenizer
+        # A copy of our own: truncation, padding and special-token settings of the shared object are mutable state.
+        self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._plain.no_padding()
+        self._plain.no_truncation()
+        self._plain.encode_special_tokens = True
+        names = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
+        self.prefix: list[int] = _prefix(tokenizer)
+        self.identity = hashlib.sha256(self._plain.to_str().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ordinary texts, without special tokens.
+
+        Raises:
+            InputTypeError: If a text is no str.
+            InputError: If a text is not valid Unicode (lone surrogates).
+        """
+        for text in texts:
+            check_text(text)
+        return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def split_control(self, text: str) -> list[tuple[str, bool]]:
+        """Cut text at control tokens: (piece, whether it is a control token)."""
+        pieces, end = [], 0
+        for match in self._control.finditer(text):
+            pieces += [(text[end : match.start()], False), (match.group(), True)]
+            end = match.end()
+        return [(piece, control) for piece, control in [*pieces, (text[end:], False)] if piece]
+
+    def control_id(self, name: str) -> int:
+        """Id of a control token."""
+        return int(self._tokenizer.convert_tokens_to_ids(name))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, control tokens left out."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def check_text(text: object, what: str = "passage") -> str:
+    """Return the text if it is a valid str, else raise InputTypeError or InputError."""
+    if not isinstance(text, str):
+        raise InputTypeError(what, expected="a str", got=type(text).__name__, remedy="Decode or convert it first.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            what,
+            expected="valid Unicode text",
+            got=f"a lone surrogate at character {error.start}",
+            remedy="Decode the source with errors='replace'.",
+        ) from error
+    return text
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts in front of a prompt, usually the one beginning-of-sequence token."""
+    ids: list[int] = tokenizer("", add_special_tokens=True)["input_ids"]
+    return [i for i in ids if i != tokenizer.eos_token_id or i == tokenizer.bos_token_id]

@@ -1,0 +1,1 @@
+"""The model of the paper: group merging, layer semantic alignment, the compressor, and its checkpoints."""

@@ -1,0 +1,122 @@
+"""Training examples and the batches made of them: text, memories in between, and what is to be learned."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gmsa_rag.modeling.compressor import cut_windows
+from gmsa_rag.modeling.group_merging import num_groups
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens the decoder reads, and learns to predict where `learn` is set."""
+
+    ids: Sequence[int]
+    learn: bool = False
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Tokens the decoder reads as soft tokens at a rate."""
+
+    ids: Sequence[int]
+    rate: int
+
+
+Example = Sequence[Segment | Passage]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch of examples.
+
+    Attributes:
+        input_ids: (batch, max_length), 0 where a soft token goes or a row has ended.
+        labels: (batch, max_length), the token to be predicted at this position by the one before, or IGNORED.
+        soft_positions: (num_soft_tokens,), where the packed soft tokens go in the flattened batch.
+        window_ids: (num_windows, max_window), tokens of all passages' windows, padded on the right.
+        window_lengths: Tokens of each window.
+        window_rates: Rate of each window.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    soft_positions: Tensor
+    window_ids: Tensor
+    window_lengths: list[int]
+    window_rates: list[int]
+
+
+def num_positions(example: Example) -> int:
+    """Positions the example takes in the decoder."""
+    return sum(num_groups(len(part.ids), part.rate) if isinstance(part, Passage) else len(part.ids) for part in example)
+
+
+def collate(examples: Sequence[Example], window: int) -> Batch:
+    """Pad examples to a batch, their passages cut into windows."""
+    length = max(map(num_positions, examples))
+    input_ids = torch.zeros((len(examples), length), dtype=torch.long)
+    labels = torch.full_like(input_ids, IGNORED)
+    soft: list[int] = []
+    windows: list[tuple[Sequence[int], int]] = []
+    for row, example in enumerate(examples):
+        at = 0
+        for part in example:
+            if isinstance(part, Passage):
+                count = num_groups(len(part.ids), part.rate)
+                soft.extend(range(row * length + at, row * length + at + count))
+                windows += _windows(part, window)
+            else:
+                count = len(part.ids)
+                ids = torch.as_tensor(part.ids, dtype=torch.long)
+                input_ids[row, at : at + count] = ids
+                if part.learn:
+                    labels[row, at : at + count] = ids
+            at += count
+    return Batch(input_ids, labels, torch.tensor(soft, dtype=torch.long), *_pad_windows(windows))
+
+
+def batches(make: Callable[[random.Random], Example], rng: random.Random, tokens: int, pool: int) -> Iterator[list[Example]]:
+    """Group a pool of new examples into batches of similar length, in random order.
+
+    Args:
+        make: Draws one example.
+        rng: Where all randomness comes from.
+        tokens: Decoder and encoder positions a batch may hold, padding included.
+        pool: Examples drawn at once.
+
+    Yields:
+        Lists of examples, at least one each.
+    """
+    drawn = sorted((make(rng) for _ in range(pool)), key=_cost)
+    groups: list[list[Example]] = [[]]
+    for example in drawn:
+        if groups[-1] and _cost(example) * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+        groups[-1].append(example)
+    rng.shuffle(groups)
+    yield from groups
+
+
+def _cost(example: Example) -> int:
+    return num_positions(example) + sum(len(part.ids) for part in example if isinstance(part, Passage))
+
+
+def _windows(passage: Passage, window: int) -> list[tuple[Sequence[int], int]]:
+    borders = cut_windows(len(passage.ids), passage.rate, window)
+    pairs = zip(borders[:-1], borders[1:], strict=True)
+    return [(passage.ids[a:b], passage.rate) for a, b in pairs if b > a]
+
+
+def _pad_windows(windows: list[tuple[Sequence[int], int]]) -> tuple[Tensor, list[int], list[int]]:
+    lengths = [len(ids) for ids, _ in windows]
+    padded = torch.zeros((len(windows), max(lengths, default=0)), dtype=torch.long)
+    for row, (ids, _) in enumerate(windows):
+        padded[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+    return padded, lengths, [rate for _, rate in windows]

@@ -1,0 +1,58 @@
+"""Stage 2, knowledge extraction fine-tuning (KEFT): the decoder learns to answer from soft tokens."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.modeling.checkpoint import load_checkpoint, save_checkpoint
+from gmsa_rag.training.data import find_files, read_questions, token_stream
+from gmsa_rag.training.examples import Example
+from gmsa_rag.training.loop import Run
+from gmsa_rag.training.pretraining import TEXT_SUFFIXES
+from gmsa_rag.training.recipe import KeftRecipe
+from gmsa_rag.training.tasks import Control, Tasks, group_questions
+
+QUESTION_SUFFIXES = (".jsonl.gz", ".jsonl")
+
+
+def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: str = "cpu") -> Path:
+    """Fine-tune the decoder of a checkpoint; resumes where an earlier run in `out` stopped.
+
+    Args:
+        recipe: The stage's settings.
+        checkpoint: Directory of an autoencoded checkpoint.
+        data: Directory of the training data.
+        out: Directory of the run.
+        device: Where to train.
+
+    Returns:
+        Directory of the new checkpoint; its fingerprint is the old one's, since the compressor is the same.
+
+    Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
+    start = load_checkpoint(checkpoint, dtype=torch.float32, device=device)
+    codec = TokenCodec(start.tokenizer)
+    files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
+    stream = token_stream(files, codec, int(start.tokenizer.eos_token_id), out.parent)
+    questions = [q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)]
+    tasks = Tasks(
+        codec, start.config, Control.of(codec), stream, recipe.rates, (24, start.config.window),
+        group_questions(questions), recipe.full_text, recipe.max_positions,
+    )  # fmt: skip
+
+    def make(phase: int) -> Callable[[random.Random], Example]:
+        return tasks.draw(recipe.tasks)
+
+    # Embeddings stay frozen: the compressor reads the same table, and memories already stored were made with it.
+    frozen = {id(start.decoder.get_input_embeddings().weight), id(start.decoder.get_output_embeddings().weight)}
+    trainable = [p for p in start.decoder.parameters() if id(p) not in frozen]
+    Run(out, recipe.optimisation, start.decoder, start.compressor, trainable, window=start.config.window).train(make)
+    save_checkpoint(start, out / "checkpoint")
+    return out / "checkpoint"

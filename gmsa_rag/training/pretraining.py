@@ -1,0 +1,79 @@
+"""Stage 0, pretraining: a small base language model from scratch, where no pretrained one is to be had."""
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.training.data import find_files, read_documents, token_stream
+from gmsa_rag.training.examples import Example, Segment
+from gmsa_rag.training.loop import Run
+from gmsa_rag.training.recipe import PretrainRecipe
+from gmsa_rag.training.tokenizer import train_tokenizer
+
+TEXT_SUFFIXES = (".txt.gz", ".txt")
+TOKENIZER_DOCUMENTS = 8_000
+
+
+def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu") -> Path:
+    """Train tokenizer and base; resumes where an earlier run in `out` stopped.
+
+    Args:
+        recipe: The stage's settings.
+        data: Directory of the training data.
+        out: Directory of the run.
+        device: Where to train.
+
+    Returns:
+        Directory of the base, a plain transformers checkpoint.
+
+    Raises:
+        DataError: If a data file is missing or unreadable.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
+    files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
+    tokenizer = _tokenizer(files, recipe, out / "tokenizer")
+    end = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
+    stream = token_stream(files, TokenCodec(tokenizer), end, out.parent)
+
+    def make(phase: int) -> Callable[[random.Random], Example]:
+        def draw(rng: random.Random) -> Example:
+            start = rng.randrange(len(stream) - recipe.window)
+            return [Segment([int(i) for i in stream[start : start + recipe.window]], learn=True)]
+
+        return draw
+
+    decoder = _decoder(recipe, tokenizer).to(device)  # type: ignore[arg-type]
+    Run(out, recipe.optimisation, decoder, None, decoder.parameters(), window=recipe.window).train(make)
+    decoder.save_pretrained(out / "base")
+    tokenizer.save_pretrained(out / "base")
+    return out / "base"
+
+
+def _tokenizer(files: list[Path], recipe: PretrainRecipe, folder: Path) -> PreTrainedTokenizerBase:
+    if not folder.exists():
+        each = TOKENIZER_DOCUMENTS // len(files)
+        texts = (text for path in files for text in itertools.islice(read_documents(path), each))
+        train_tokenizer(texts, recipe.vocab_size).save_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
+
+
+def _decoder(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    set_seed(recipe.optimisation.seed)
+    config = AutoConfig.for_model(
+        **recipe.architecture,
+        vocab_size=recipe.vocab_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return decoder

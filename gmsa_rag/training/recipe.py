@@ -1,0 +1,169 @@
+"""Recipes: one frozen dataclass a training stage, read from YAML and saved beside the stage's checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from gmsa_rag.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a stage steps.
+
+    Attributes:
+        steps: Optimiser steps in all; the learning rate falls to a tenth along a cosine over them.
+        max_minutes: End after this long, the learning rate falling in time for it; None for no limit.
+        batch_tokens: Positions a batch may hold, those of encoder and decoder together.
+        learning_rate: Peak, reached after `warmup` steps.
+        warmup: Steps of linear warm-up.
+        betas: AdamW's.
+        weight_decay: On matrices, not on norms and embeddings.
+        clip: Largest gradient norm.
+        save_every: Steps between checkpoints to resume from.
+        seed: Of everything drawn.
+        bf16: Whether to compute in bfloat16 (weights stay float32).
+        compile: Whether to run the layers through torch.compile; it needs a C++ compiler.
+    """
+
+    steps: int
+    max_minutes: float | None = None
+    batch_tokens: int = 4096
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    save_every: int = 500
+    seed: int = 0
+    bf16: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """Stage 0: language modelling of a small base from scratch.
+
+    Attributes:
+        optimisation: How it steps.
+        text: Text files to train on, by name.
+        architecture: model_type and fields of a transformers config.
+        vocab_size: Of the byte-level BPE trained first.
+        window: Tokens a row.
+    """
+
+    optimisation: Optimisation
+    text: tuple[str, ...]
+    architecture: dict[str, Any]
+    vocab_size: int = 8192
+    window: int = 256
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the rate curriculum.
+
+    Attributes:
+        rates: Drawn evenly, one a passage.
+        windows: Shortest and longest passage, in tokens.
+        until: Leave when the running token accuracy reaches this.
+        max_steps: Leave after this many steps anyway.
+    """
+
+    rates: tuple[int, ...]
+    windows: tuple[int, int]
+    until: float = 1.0
+    max_steps: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class AutoencodeRecipe:
+    """Stage 1, AE: restore a passage from its soft tokens.
+
+    Attributes:
+        optimisation: How it steps.
+        text: Text files to train on, by name.
+        encoder_layers: Layers of the encoder.
+        lsa_layers: Layers of the layer semantic alignment.
+        window: The compressor's window.
+        phases: The rate curriculum; the last phase lasts to the end.
+        tasks: Weights of `restore`, `continue`, `quote`, `cloze` in the last phase; before it, restoration alone.
+        train_decoder: Whether the decoder learns too; the paper freezes it, a base trained from scratch needs it.
+        templates: restore_template, passage_template, answer_template of the checkpoint.
+    """
+
+    optimisation: Optimisation
+    text: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    encoder_layers: int = 8
+    lsa_layers: int = 1
+    window: int = 256
+    tasks: dict[str, float] = field(default_factory=lambda: {"restore": 1.0})
+    train_decoder: bool = False
+    templates: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KeftRecipe:
+    """Stage 2, KEFT: the compressor and all embeddings frozen, the decoder learns to answer from soft tokens.
+
+    Attributes:
+        optimisation: How it steps.
+        text: Text files for `restore`, `continue`, `quote` and `cloze`, by name.
+        questions: Question files, by name.
+        rates: Drawn evenly, one a passage.
+        tasks: Weights of `restore`, `continue`, `quote`, `cloze`, `question`.
+        full_text: Share of question prompts with text in the place of memories.
+        max_positions: Longest prompt trained on; longer ones lose passages that do not hold the answer.
+    """
+
+    optimisation: Optimisation
+    text: tuple[str, ...]
+    questions: tuple[str, ...]
+    rates: tuple[int, ...]
+    tasks: dict[str, float]
+    full_text: float = 0.1
+    max_positions: int = 768
+
+
+Stage = TypeVar("Stage", PretrainRecipe, AutoencodeRecipe, KeftRecipe)
+_SECTIONS = {PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRecipe: "keft"}
+
+
+def load_recipe(path: Path, kind: type[Stage]) -> Stage:
+    """Read one stage of a recipe file.
+
+    Args:
+        path: YAML with sections `pretrain`, `autoencode`, `keft`; a bundled recipe's bare name works too.
+        kind: The stage's dataclass.
+
+    Raises:
+        ConfigError: If the file or the section is missing, a field is unknown or a required one missing.
+    """
+    if not path.exists():
+        path = Path(__file__).parent / "recipes" / f"{path.stem}.yaml"
+    try:
+        section = yaml.safe_load(path.read_text(encoding="utf-8"))[_SECTIONS[kind]]
+        return _build(kind, section)
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"recipe {path.name}",
+            expected=f"a YAML file with a valid section {_SECTIONS[kind]!r}",
+            got=f"{type(error).__name__}: {error}",
+            remedy="See gmsa_rag/training/recipes/gmsa-mini.yaml for a whole one.",
+        ) from error
+
+
+def _build(kind: type[Any], values: dict[str, Any]) -> Any:
+    values = dict(values)
+    if "optimisation" in values:
+        values["optimisation"] = _build(Optimisation, values["optimisation"])
+    if "phases" in values:
+        values["phases"] = tuple(_build(Phase, phase) for phase in values["phases"])
+    names = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(values) - names):
+        raise TypeError(f"unknown fields {unknown}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

@@ -1,0 +1,214 @@
+"""What is asked of a memory in training: restore it, go on from it, find a quote in it, fill a blank, answer."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import ConfigError
+from gmsa_rag.inference.prompt import passage_frame
+from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.training.cloze import as_question, make_cloze, sentences, thin
+from gmsa_rag.training.data import Question
+from gmsa_rag.training.examples import Example, Passage, Segment, num_positions
+from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS, Wording, draw_wording
+
+Ids = list[int]
+OWN_WORDING, UNTITLED, FURTHER_TURNS = 0.5, 0.3, 4
+
+
+@dataclass
+class Tasks:
+    """Draws examples of every task.
+
+    Attributes:
+        codec: The tokenizer.
+        config: The checkpoint's templates.
+        control: Ids of user, assistant and end tokens, from `Control.of`.
+        stream: Token stream of the corpus, documents ended by `control.end`.
+        rates: Rates to draw from.
+        windows: Shortest and longest passage in tokens.
+        questions: Questions by passage, from `group_questions`.
+        full_text: Share of question prompts with text in the place of memories.
+        max_positions: Longest example.
+    """
+
+    codec: TokenCodec
+    config: GMSAConfig
+    control: "Control"
+    stream: np.ndarray
+    rates: Sequence[int]
+    windows: tuple[int, int]
+    questions: Sequence[Sequence[Question]] = ()
+    full_text: float = 0.0
+    max_positions: int = 768
+
+    def draw(self, weights: dict[str, float]) -> Callable[[random.Random], Example]:
+        """A function that draws an example by the tasks' weights.
+
+        Raises:
+            ConfigError: If a task is unknown.
+        """
+        known = {"restore", "continue", "quote", "cloze", "question"}
+        if unknown := set(weights) - known:
+            raise ConfigError(
+                "tasks", expected=str(sorted(known)), got=str(sorted(unknown)), remedy="Change the recipe."
+            )
+        makers = [getattr(self, f"_{name}") for name in weights]
+        return lambda rng: rng.choices(makers, list(weights.values()))[0](rng)
+
+    def _restore(self, rng: random.Random) -> Example:
+        ids = self._span(rng, rng.randint(*self.windows))
+        before, after = self.config.restore_template.split("{memory}")
+        return [
+            Segment(self.codec.prefix + self._text(before)),
+            Passage(ids, rng.choice(self.rates)),
+            Segment(self._text(after)),
+            Segment([*ids, self.control.end], learn=True),
+        ]
+
+    def _continue(self, rng: random.Random) -> Example:
+        size, ahead = rng.randint(*self.windows), 32
+        ids = self._span(rng, size + ahead)
+        head = Passage(ids[:-ahead], rng.choice(self.rates))
+        return [Segment(self.codec.prefix), head, Segment(ids[-ahead:], learn=True)]
+
+    def _quote(self, rng: random.Random) -> Example:
+        ids = self._span(rng, max(rng.randint(*self.windows), 40))
+        turns = []
+        for _ in range(rng.randint(1, FURTHER_TURNS)):
+            start = rng.randrange(len(ids) - 24)
+            size = rng.randint(3, 8)
+            quoted = self.codec.decode(ids[start : start + size]).strip()
+            if "\ufffd" not in quoted:  # a character cut in two cannot be quoted
+                follows = ids[start + size : start + size + rng.randint(6, 16)]
+                turns.append((rng.choice(QUOTE_PROMPTS).format(text=quoted), [*follows, self.control.end]))
+        return self._turns(Passage(ids, rng.choice(self.rates)), turns) if turns else self._restore(rng)
+
+    def _cloze(self, rng: random.Random) -> Example:
+        ids = self._span(rng, rng.randint(*self.windows))
+        found = [make_cloze(s, rng) for s in sentences(self.codec.decode(ids))[:-1] if 5 <= len(s.split()) <= 45]
+        clozes = [c for c in found if c is not None]
+        if not clozes:
+            return self._quote(rng)
+        turns = []
+        for cloze in rng.sample(clozes, min(len(clozes), FURTHER_TURNS)):
+            asked = rng.random()
+            if asked < 0.35:
+                prompt = rng.choice(CLOZE_PROMPTS).format(text=thin(cloze.text, rng.uniform(0, 0.4), rng))
+            else:
+                question = as_question(cloze, rng)
+                prompt = "Question: " + (thin(question, rng.uniform(0, 0.3), rng) if asked < 0.7 else question)
+            turns.append((prompt, self._answer(cloze.answer)))
+        return self._turns(Passage(ids, rng.choice(self.rates)), turns)
+
+    def _question(self, rng: random.Random) -> Example:
+        group = list(rng.choice(self.questions))
+        asked = rng.sample(group, min(len(group), rng.randint(1, FURTHER_TURNS + 1)))
+        passages = self._passages(asked[0], rng)
+        own = rng.random() < OWN_WORDING
+        wording = self._own_wording() if own else draw_wording(rng)
+        as_text = rng.random() < self.full_text
+        number = [text for _, text in passages].index(asked[0].passages[asked[0].gold[0]]) + 1
+        cite = f" [{number}]" if own and self.config.cites else ""
+        example = self._first_turn(wording, passages, asked[0], cite, as_text, rng)
+        if wording.chat:
+            for question in asked[1:]:
+                asks = [self.control.user, *self._text(f"Question: {question.question}"), self.control.assistant]
+                example += [Segment(asks), Segment(self._answer(question.answers[0] + cite), learn=True)]
+        return example if num_positions(example) <= self.max_positions else self._cloze(rng)
+
+    def _first_turn(
+        self, wording: Wording, passages: list[tuple[str, str]], asked: Question, cite: str, as_text: bool,
+        rng: random.Random,
+    ) -> list[Segment | Passage]:  # fmt: skip
+        """The prompt of a wording, and its answer."""
+        pieces: list[str | Passage] = []
+        head, tail = wording.prompt.format(passages="\0", question=asked.question).split("\0")
+        pieces.append(head)
+        for number, (title, text) in enumerate(passages, 1):
+            named = "" if rng.random() < UNTITLED else title
+            before, after = passage_frame(wording.passage, number, named)
+            memory = text if as_text else Passage(self.codec.encode([text])[0], rng.choice(self.rates))
+            pieces += [before, memory, after]
+        parts = self._join([*pieces, tail])
+        start = [*self.codec.prefix, self.control.user] if wording.chat else self.codec.prefix
+        closing = [Segment([self.control.assistant])] if wording.chat else []
+        return [Segment(start), *parts, *closing, Segment(self._answer(asked.answers[0] + cite), learn=True)]
+
+    def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
+        """Tokenise runs of text as one, as inference does."""
+        parts: list[Segment | Passage] = []
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+                continue
+            parts += [Segment(self._text(text)), piece]
+            text = ""
+        return [*parts, Segment(self._text(text))]
+
+    def _turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
+        """Several questions of one memory, each a turn, so that it is read once for all."""
+        example: list[Segment | Passage] = [Segment([*self.codec.prefix, self.control.user]), passage]
+        for index, (prompt, answer) in enumerate(turns):
+            opening = [self.control.user] if index else self._text("\n")
+            example.append(Segment([*opening, *self._text(prompt), self.control.assistant]))
+            example.append(Segment(answer, learn=True))
+        return example
+
+    def _answer(self, text: str) -> Ids:
+        """An answer's tokens. It starts with a space, as words within passages do: easier to copy."""
+        return [*self._text(" " + text), self.control.end]
+
+    def _passages(self, question: Question, rng: random.Random) -> list[tuple[str, str]]:
+        """Titles and texts: the gold passage, and of many at most four others, shuffled."""
+        pairs = list(zip(question.titles, question.passages, strict=True))
+        gold = pairs[question.gold[0]]
+        others = [pair for pair in pairs if pair[1] != gold[1]]
+        chosen = [gold, *rng.sample(others, min(len(others), rng.randint(0, 4)))]
+        rng.shuffle(chosen)
+        return chosen
+
+    def _own_wording(self) -> Wording:
+        _, _, template = self.config.answer_template.rpartition("<|user|>")
+        return Wording(self.config.passage_template, template.removesuffix("<|assistant|>"))
+
+    def _span(self, rng: random.Random, size: int) -> Ids:
+        """Tokens of one document, from a random place on."""
+        for _ in range(64):
+            start = rng.randrange(len(self.stream) - size)
+            span = self.stream[start : start + size]
+            if not (span == self.control.end).any():
+                break
+        return [int(i) for i in span]
+
+    def _text(self, text: str) -> Ids:
+        ids: Ids = []
+        for piece, control in self.codec.split_control(text):
+            ids += [self.codec.control_id(piece)] if control else self.codec.encode([piece])[0]
+        return ids
+
+
+@dataclass(frozen=True)
+class Control:
+    """Ids of the tokens that frame a conversation."""
+
+    user: int
+    assistant: int
+    end: int
+
+    @classmethod
+    def of(cls, codec: TokenCodec, user: str = "<|user|>", assistant: str = "<|assistant|>", end: str = "</s>") -> "Control":
+        """Look the tokens up by name."""
+        return cls(codec.control_id(user), codec.control_id(assistant), codec.control_id(end))
+
+
+def group_questions(questions: Sequence[Question]) -> list[list[Question]]:
+    """Questions that share their passages, together."""
+    groups: dict[tuple[str, ...], list[Question]] = {}
+    for question in questions:
+        groups.setdefault((*question.passages, str(question.gold)), []).append(question)
+    return list(groups.values())
