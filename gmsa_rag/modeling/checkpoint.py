@@ -149,13 +149,11 @@ def verify_fingerprint(directory: Path) -> str:
 
 def _save_decoder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
     decoder = checkpoint.decoder
-    state = {name: _cast(tensor, dtype) for name, tensor in decoder.state_dict().items()}
-    before = decoder.config.dtype
-    decoder.config.dtype = dtype or decoder.dtype
-    try:
-        decoder.save_pretrained(folder, state_dict=state)
-    finally:
-        decoder.config.dtype = before
+    decoder.save_pretrained(folder, state_dict={n: _cast(tensor, dtype) for n, tensor in decoder.state_dict().items()})
+    if dtype is not None:  # transformers writes the model's own dtype there, and "auto" loading goes by it
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings["dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     checkpoint.tokenizer.save_pretrained(folder)
 
 
