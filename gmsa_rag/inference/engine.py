@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gmsa_rag.checks import check_rate, check_text
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, ShapeError
 from gmsa_rag.inference.batching import token_budget_batches
@@ -26,13 +27,13 @@ from gmsa_rag.inference.prompt import (
     restore_prompt,
     tokenise,
 )
-from gmsa_rag.inference.tokens import TokenCodec, check_text
+from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.keys import memory_key
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.memory.store import MemoryStore, open_store
 from gmsa_rag.modeling.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
 from gmsa_rag.modeling.compressor import Compressor, cut_windows
-from gmsa_rag.modeling.group_merging import check_rate, num_groups
+from gmsa_rag.modeling.group_merging import num_groups
 
 logger = logging.getLogger(__name__)
 COMPRESS_TOKENS = 8_192

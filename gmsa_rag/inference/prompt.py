@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, InputError, InputTypeError, PromptTooLongError
-from gmsa_rag.inference.tokens import TokenCodec, check_text
+from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 
 CITATION = re.compile(r"\s*\[(\d{1,3})\]")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from gmsa_rag.errors import CheckpointError, InputError, InputTypeError
+from gmsa_rag.checks import check_text
+from gmsa_rag.errors import CheckpointError
 
 
 class TokenCodec:
@@ -69,22 +70,6 @@ class TokenCodec:
         """Text of token ids, control tokens left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-def check_text(text: object, what: str = "passage") -> str:
-    """Return the text if it is a valid str, else raise InputTypeError or InputError."""
-    if not isinstance(text, str):
-        raise InputTypeError(what, expected="a str", got=type(text).__name__, remedy="Decode or convert it first.")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InputError(
-            what,
-            expected="valid Unicode text",
-            got=f"a lone surrogate at character {error.start}",
-            remedy="Decode the source with errors='replace'.",
-        ) from error
-    return text
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

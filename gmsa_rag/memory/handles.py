@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gmsa_rag.checks import is_int
 from gmsa_rag.errors import HandleNotAllowedError, InputError, InputTypeError, MalformedHandleError, UnknownMemoryError
-from gmsa_rag.memory.keys import check_key, is_int
+from gmsa_rag.memory.keys import check_key
 
 if TYPE_CHECKING:
     from gmsa_rag.memory.memory import Memory

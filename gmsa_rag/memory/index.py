@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from gmsa_rag.checks import is_int
 from gmsa_rag.errors import InputError, ShapeError
 from gmsa_rag.memory.database import Database, chunks
 from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, faiss_distributions, load_faiss, unit
-from gmsa_rag.memory.keys import encode_text, is_int
+from gmsa_rag.memory.keys import encode_text
 
 __all__ = ["Entry", "Hit", "VectorIndex", "faiss_distributions"]
 

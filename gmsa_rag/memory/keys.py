@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from gmsa_rag.errors import InputError, InputTypeError, RateError
+from gmsa_rag.checks import check_rate, check_text
+from gmsa_rag.errors import InputError
 
 KEY = re.compile(r"[0-9a-f]{32}")
 
@@ -40,17 +41,7 @@ def digest(*fields: bytes) -> bytes:
 
 def encode_text(text: str, name: str = "text") -> bytes:
     """The UTF-8 bytes of a text; InputError where it has none."""
-    if not isinstance(text, str):
-        raise InputTypeError(name, expected="a str", got=type(text).__name__, remedy="Pass the text itself.")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            name,
-            expected="valid Unicode",
-            got=f"a lone surrogate at position {error.start}",
-            remedy='Clean it first, e.g. text.encode("utf-8", "replace").decode().',
-        ) from error
+    return check_text(text, name).encode()
 
 
 def encode_fingerprint(fingerprint: str) -> bytes:
@@ -66,15 +57,3 @@ def check_key(key: str) -> str:
     if not isinstance(key, str) or not KEY.fullmatch(key):
         raise InputError("key", expected="32 lower-case hex digits", got=repr(key)[:80], remedy="Use memory_key().")
     return key
-
-
-def check_rate(rate: int) -> int:
-    """The rate itself; RateError unless it is an int >= 1."""
-    if not is_int(rate) or rate < 1:
-        raise RateError("rate", expected="an int >= 1", got=repr(rate)[:80], remedy="Pass a rate such as 8.")
-    return rate
-
-
-def is_int(value: object) -> bool:
-    """Whether the value is an int and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)

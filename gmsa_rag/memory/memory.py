@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
+from gmsa_rag.checks import check_rate, is_int
 from gmsa_rag.errors import InputError, InputTypeError, MemoryFormatError, ShapeError
-from gmsa_rag.memory.keys import check_key, check_rate, digest, encode_fingerprint, is_int, memory_key
+from gmsa_rag.memory.keys import check_key, digest, encode_fingerprint, memory_key
 
 __all__ = ["FORMAT_NAME", "FORMAT_VERSION", "Memory", "memory_key"]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from gmsa_rag.checks import is_int
 from gmsa_rag.errors import (
     FingerprintError,
     InputError,
@@ -19,7 +20,7 @@ from gmsa_rag.errors import (
 )
 from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
 from gmsa_rag.memory.handles import Handle, make_handle, parse_handle
-from gmsa_rag.memory.keys import KEY, check_key, encode_text, is_int
+from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 from gmsa_rag.memory.records import COLUMNS, EVICT, PUT, TOUCH, Record, decode, encode, problem_of
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from gmsa_rag.checks import check_rate
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.modeling.alignment import LayerSemanticAlignment, first_layers
-from gmsa_rag.modeling.group_merging import check_rate, group_bounds, group_merge, num_groups
+from gmsa_rag.modeling.group_merging import group_bounds, group_merge, num_groups
 
 
 class Compressor(nn.Module):

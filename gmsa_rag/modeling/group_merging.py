@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gmsa_rag.errors import RateError, ShapeError
+from gmsa_rag.checks import check_rate
+from gmsa_rag.errors import ShapeError
 
 
 def group_merge(hidden: Tensor, bounds: Tensor) -> Tensor:
@@ -64,15 +65,6 @@ def group_bounds(lengths: Sequence[int], rates: Sequence[int]) -> Tensor:
 def num_groups(length: int, rate: int) -> int:
     """Soft tokens of a passage: ceil(length / rate)."""
     return -(-length // rate)
-
-
-def check_rate(rate: object) -> int:
-    """Return the rate if it is an int >= 1, else raise RateError."""
-    if isinstance(rate, bool) or not isinstance(rate, int) or rate < 1:
-        raise RateError(
-            "rate", expected="an int >= 1", got=repr(rate), remedy="A rate is the number of tokens per soft token."
-        )
-    return rate
 
 
 def _check(hidden: Tensor, bounds: Tensor) -> None:

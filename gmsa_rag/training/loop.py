@@ -25,7 +25,8 @@ from gmsa_rag.training.objective import compute_loss
 from gmsa_rag.training.recipe import Optimisation, Phase
 
 logger = logging.getLogger(__name__)
-POOL, SMOOTHING = 512, 0.95
+# A phase lasts at least so long that its running accuracy says something.
+POOL, SMOOTHING, LEAST_STEPS = 512, 0.95, 20
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
 
 
@@ -108,6 +109,12 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         if (self.out / "resume" / STATE).exists():
             self._resume()
+        if self._done() < 1.0:
+            self._train(make)
+        self.modules.eval()
+        return self.position
+
+    def _train(self, make: Make) -> None:
         started = time.monotonic() - self.position.seconds
         self.modules.train()
         with _progress() as bar, (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
@@ -120,8 +127,6 @@ class Run:
                 if self._done() >= 1.0:
                     break
         self._save()
-        self.modules.eval()
-        return self.position
 
     def _stream(self, make: Make) -> Iterator[list[Example]]:
         """Batches by phase and pool; each pool is drawn from a seed of its own, so that a run can go on anywhere."""
@@ -135,7 +140,8 @@ class Run:
                     yield examples
                     if at.phase != phase:
                         break
-            at.pool, at.used = at.pool + 1, 0
+            else:
+                at.pool, at.used = at.pool + 1, 0
 
     def _step(self, batch: Batch) -> None:
         batch = _to(batch, self.device)
@@ -169,9 +175,10 @@ class Run:
             log.flush()
         phase = self.phases[at.phase]
         last = at.phase == len(self.phases) - 1
-        if not last and at.phase_step >= 20 and (at.accuracy >= phase.until or at.phase_step >= phase.max_steps):
+        reached = at.phase_step >= LEAST_STEPS and at.accuracy >= phase.until
+        if not last and (reached or at.phase_step >= phase.max_steps):
             logger.info("phase %d done at step %d, accuracy %.3f", at.phase, at.step, at.accuracy)
-            at.phase, at.phase_step = at.phase + 1, 0
+            at.phase, at.phase_step, at.pool, at.used = at.phase + 1, 0, at.pool + 1, 0
         if at.step % self.settings.save_every == 0:
             self._save()
 

@@ -1,0 +1,35 @@
+"""Checks of what callers pass in, shared by all packages. Loads nothing."""
+
+from typing import TypeGuard
+
+from gmsa_rag.errors import InputError, InputTypeError, RateError
+
+
+def check_rate(rate: object) -> int:
+    """The rate itself; RateError unless it is an int >= 1."""
+    if not is_int(rate) or rate < 1:
+        raise RateError(
+            "rate", expected="an int >= 1", got=repr(rate)[:80], remedy="Pass the tokens per soft token, such as 8."
+        )
+    return rate
+
+
+def check_text(text: object, what: str = "passage") -> str:
+    """The text itself; InputTypeError unless it is a str, InputError unless it is valid Unicode."""
+    if not isinstance(text, str):
+        raise InputTypeError(what, expected="a str", got=type(text).__name__, remedy="Decode or convert it first.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            what,
+            expected="valid Unicode",
+            got=f"a lone surrogate at position {error.start}",
+            remedy='Clean it first, as with text.encode("utf-8", "replace").decode().',
+        ) from error
+    return text
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether the value is an int and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
