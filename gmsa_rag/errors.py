@@ -1,23 +1,23 @@
 """The typed errors of gmsa-rag. Each says what was expected, what came, and what to do.
 
-    GMSAError
-    ├── ConfigError               a setting or recipe that makes no sense            (also ValueError)
-    ├── InputError                an argument with a wrong value                     (also ValueError)
-    │   ├── InputTypeError        an argument of a wrong type                        (also TypeError)
-    │   ├── RateError             a compression rate that is not an int >= 1
-    │   ├── ShapeError            a tensor of a wrong shape
-    │   └── PromptTooLongError    a prompt beyond the decoder's window; `.excess` says by how many positions
-    ├── CheckpointError           a checkpoint that is missing, corrupt or incomplete
-    │   └── FingerprintError      a memory or store of other weights than the ones in use
-    ├── MemoryFormatError         bytes that are not a memory, or a damaged one
-    ├── HandleError
-    │   ├── MalformedHandleError  a handle that was cut or altered
-    │   ├── UnknownMemoryError    a whole handle that this store never issued        (also KeyError)
-    │   └── HandleNotAllowedError a handle outside the caller's allow-list
-    ├── StoreError                a memory store that cannot be opened, read or written
-    │   └── CorruptStoreError     a store whose contents fail their checks
-    ├── DataError                 a file to index or to train on that cannot be read
-    └── DependencyError           an optional package that is missing or doubly installed (also ImportError)
+GMSAError
+├── ConfigError               a setting or recipe that makes no sense            (also ValueError)
+├── InputError                an argument with a wrong value                     (also ValueError)
+│   ├── InputTypeError        an argument of a wrong type                        (also TypeError)
+│   ├── RateError             a compression rate that is not an int >= 1
+│   ├── ShapeError            a tensor of a wrong shape
+│   └── PromptTooLongError    a prompt beyond the decoder's window; `.excess` says by how many positions
+├── CheckpointError           a checkpoint that is missing, corrupt or incomplete
+│   └── FingerprintError      a memory or store of other weights than the ones in use
+├── MemoryFormatError         bytes that are not a memory, or a damaged one
+├── HandleError
+│   ├── MalformedHandleError  a handle that was cut or altered
+│   ├── UnknownMemoryError    a whole handle that this store never issued        (also KeyError)
+│   └── HandleNotAllowedError a handle outside the caller's allow-list
+├── StoreError                a memory store that cannot be opened, read or written
+│   └── CorruptStoreError     a store whose contents fail their checks
+├── DataError                 a file to index or to train on that cannot be read
+└── DependencyError           an optional package that is missing or doubly installed (also ImportError)
 """
 
 

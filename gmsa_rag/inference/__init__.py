@@ -1,0 +1,1 @@
+"""Compression, prompts and generation: the engine."""

@@ -11,7 +11,7 @@ from gmsa_rag.errors import ConfigError, InputError
 from gmsa_rag.inference.prompt import Part, Verbatim, check_prompt
 from gmsa_rag.memory.memory import Memory
 
-# Private-use characters stand for contents while the template runs, so that it sees no text it could mistake for its own.
+# Private-use characters stand for contents while the template runs: it sees no text it could mistake for its own.
 _PLACE = re.compile("\ue000(\\d+)\ue001")
 
 

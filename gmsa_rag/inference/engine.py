@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -130,8 +131,10 @@ class GMSA:
         """Positions the decoder can hold, prompt and answer together."""
         return int(self.decoder.config.max_position_embeddings)
 
-    @overload
-    def compress(self, passages: str, rate: int = 8, *, store: MemoryStore | str | Path | None = None) -> Memory: ...
+    @overload  # a str is a Sequence[str] too: the first signature takes it
+    def compress(  # type: ignore[overload-overlap]
+        self, passages: str, rate: int = 8, *, store: MemoryStore | str | Path | None = None
+    ) -> Memory: ...
     @overload
     def compress(
         self, passages: Sequence[str], rate: int = 8, *, store: MemoryStore | str | Path | None = None
@@ -305,14 +308,16 @@ class GMSA:
     def _compress(self, texts: Sequence[str], keys: Sequence[str], rate: int) -> list[Memory]:
         passages = self.codec.encode(texts)
         borders = [cut_windows(len(ids), rate, self.config.window) for ids in passages]
-        spans = [(row, a, b) for row, cuts in enumerate(borders) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+        spans = [(row, a, b) for row, cuts in enumerate(borders) for a, b in pairwise(cuts) if b > a]
         soft = self._compress_windows([passages[row][a:b] for row, a, b in spans], rate)
         rows: list[list[Tensor]] = [[] for _ in texts]
         for (row, _, _), tokens in zip(spans, soft, strict=True):
             rows[row].append(tokens)
         nothing = torch.zeros((0, self.decoder.config.hidden_size), dtype=self.decoder.dtype)
         return [
-            Memory(torch.cat(rows[i]) if rows[i] else nothing, keys[i], rate, len(ids), self.fingerprint, tuple(borders[i]))
+            Memory(
+                torch.cat(rows[i]) if rows[i] else nothing, keys[i], rate, len(ids), self.fingerprint, tuple(borders[i])
+            )
             for i, ids in enumerate(passages)
         ]
 
@@ -397,7 +402,7 @@ def _check_overflow(overflow: str) -> None:
 def _split_windows(memory: Memory) -> Iterator[tuple[Memory, int]]:
     """Each window of a memory as a memory of its own, and its number of tokens."""
     at = 0
-    for a, b in zip(memory.borders[:-1], memory.borders[1:], strict=True):
+    for a, b in pairwise(memory.borders):
         count = num_groups(b - a, memory.rate)
         if count:
             soft = memory.soft_tokens[at : at + count]

@@ -37,7 +37,7 @@ def resolve_checkpoint(
 
 
 def resolve_device(device: str) -> str:
-    """ "auto" as cuda, mps or cpu, the first there is; anything else if torch knows it, or ConfigError."""
+    """Resolve "auto" to cuda, mps or cpu, the first there is; anything else if torch knows it, or ConfigError."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

@@ -118,7 +118,9 @@ def restore_prompt(config: GMSAConfig, memory: Memory) -> list[Part]:
     return [before, memory, after]
 
 
-def answer_prompt(config: GMSAConfig, question: str, passages: Sequence[Part], titles: Sequence[str] | None) -> list[Part]:
+def answer_prompt(
+    config: GMSAConfig, question: str, passages: Sequence[Part], titles: Sequence[str] | None
+) -> list[Part]:
     """The checkpoint's prompt for a question.
 
     Raises:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gmsa_rag.checks import check_text
-from gmsa_rag.errors import CheckpointError
+from gmsa_rag.errors import CheckpointError, ConfigError
 
 
 class TokenCodec:
@@ -41,6 +41,7 @@ class TokenCodec:
         names = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         self.prefix: list[int] = _prefix(tokenizer)
+        self._ids: dict[str, int] = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.identity = hashlib.sha256(self._plain.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -63,13 +64,19 @@ class TokenCodec:
         return [(piece, control) for piece, control in [*pieces, (text[end:], False)] if piece]
 
     def control_id(self, name: str) -> int:
-        """Id of a control token."""
-        return int(self._tokenizer.convert_tokens_to_ids(name))
+        """Id of a control token, or ConfigError if the tokenizer has none of this name."""
+        if name not in self._ids:
+            raise ConfigError(
+                f"control token {name!r}",
+                expected=f"one of {sorted(self._ids)}",
+                got="none of this name",
+                remedy="Name the tokenizer's own control tokens.",
+            )
+        return self._ids[name]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,10 +1,11 @@
 """Layer semantic alignment (LSA): merged states carried back to where the decoder's layers expect embeddings."""
 
 import copy
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gmsa_rag.errors import ConfigError
 
@@ -59,19 +60,20 @@ def first_layers(base: PreTrainedModel, count: int, *, norm: bool, embeddings: b
             remedy="Choose encoder_layers and lsa_layers within the base.",
         )
     with torch.device(source.device):
-        copied: PreTrainedModel = type(source)(_first_layers_config(source, count))
+        copied: Any = type(source)(_first_layers_config(source, count))
     copied.to(source.dtype)
     copied.layers.load_state_dict(source.layers[:count].state_dict())
     copied.norm.load_state_dict(source.norm.state_dict())
     if not norm:
         copied.norm = nn.Identity()
     copied.set_input_embeddings(source.get_input_embeddings() if embeddings else None)
-    return copied.train(source.training)
+    copied.train(source.training)
+    return cast(PreTrainedModel, copied)
 
 
-def backbone_of(base: PreTrainedModel) -> PreTrainedModel:
+def backbone_of(base: PreTrainedModel) -> Any:  # transformers has no type for what all decoders' backbones share
     """The model below the language-model head, which turns embeddings into normed hidden states."""
-    backbone: PreTrainedModel = base.base_model
+    backbone = base.base_model
     if not all(hasattr(backbone, name) for name in ("layers", "norm", "embed_tokens")):
         raise ConfigError(
             "base model",
@@ -82,7 +84,7 @@ def backbone_of(base: PreTrainedModel) -> PreTrainedModel:
     return backbone
 
 
-def _first_layers_config(source: PreTrainedModel, count: int) -> object:
+def _first_layers_config(source: PreTrainedModel, count: int) -> PreTrainedConfig:
     config = copy.deepcopy(source.config)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None):

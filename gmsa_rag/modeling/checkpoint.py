@@ -1,6 +1,7 @@
 """Checkpoints: written beside and moved into place, loaded strictly, recognised by their fingerprint."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import shutil
@@ -8,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gmsa_rag.config import GMSAConfig
@@ -21,6 +23,7 @@ from gmsa_rag.modeling.compressor import Compressor
 
 COMPRESSOR_FILE, INDEX_FILE, DECODER_FOLDER = "compressor.safetensors", "compressor.safetensors.index.json", "decoder"
 EMBEDDINGS = "encoder.embed_tokens.weight"
+POOLING_SETTINGS = ("encoder_layers", "lsa_layers", "window", "encoder_norm", "lsa_norm")
 SHARD_BYTES = 4 * 2**30
 
 
@@ -57,7 +60,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
     """
     config = GMSAConfig.from_dict(checkpoint.config.to_dict())
     with _replacing(directory) as beside:
-        table = checkpoint.decoder.get_input_embeddings().weight
+        table = embedding_table(checkpoint.decoder)
         weights = {name: _cast(tensor, dtype) for name, tensor in checkpoint.compressor.state_dict().items()}
         config.shared_embeddings = torch.equal(weights[EMBEDDINGS], _cast(table, dtype))
         config.fingerprint = fingerprint(weights, config, checkpoint.tokenizer)
@@ -85,11 +88,16 @@ def load_checkpoint(directory: Path, *, dtype: torch.dtype | None = None, device
     compressor = Compressor.from_base(decoder, config)
     weights = _load_weights(directory)
     if config.shared_embeddings:
-        weights[EMBEDDINGS] = decoder.get_input_embeddings().weight.data
+        weights[EMBEDDINGS] = embedding_table(decoder)
     else:
         compressor.encoder.set_input_embeddings(_own_table(decoder, weights.get(EMBEDDINGS)))
     _load_strictly(compressor, weights, directory)
     return Checkpoint(config, compressor.to(device).eval(), decoder.to(device).eval(), tokenizer)  # type: ignore[arg-type]
+
+
+def embedding_table(decoder: PreTrainedModel) -> Tensor:
+    """The decoder's embeddings as stored, (vocab_size, hidden_size), without their gradient."""
+    return cast(Tensor, decoder.get_input_embeddings().weight).detach()
 
 
 def read_config(directory: Path) -> GMSAConfig:
@@ -116,7 +124,9 @@ def fingerprint(weights: dict[str, Tensor], config: GMSAConfig, tokenizer: PreTr
         tokenizer: Fast tokenizer.
     """
     digest = hashlib.sha256(b"gmsa-compressor-1")
-    settings = {name: getattr(config, name) for name in ("encoder_layers", "lsa_layers", "window", "encoder_norm", "lsa_norm")}
+    settings = {
+        name: getattr(config, name) for name in ("encoder_layers", "lsa_layers", "window", "encoder_norm", "lsa_norm")
+    }
     for part in (json.dumps(settings, sort_keys=True), tokenizer.backend_tokenizer.to_str()):
         digest.update(len(part.encode()).to_bytes(8, "big") + part.encode())
     for name in sorted(weights):
@@ -161,9 +171,8 @@ def _load_decoder(folder: Path, dtype: torch.dtype | None) -> tuple[PreTrainedMo
     if not (folder / "config.json").is_file():
         raise _damaged(folder, "no config.json there")
     try:
-        decoder, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
-        )
+        load: Any = AutoModelForCausalLM.from_pretrained
+        decoder, info = load(folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _damaged(folder, f"{type(error).__name__}: {error}") from error
@@ -196,7 +205,9 @@ def _save_sharded(weights: dict[str, Tensor], folder: Path) -> None:
 def _load_weights(directory: Path) -> dict[str, Tensor]:
     index = directory / INDEX_FILE
     try:
-        files = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.exists() else {COMPRESSOR_FILE}
+        files = (
+            set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.exists() else {COMPRESSOR_FILE}
+        )
         if unsafe := [file for file in files if Path(file).name != file]:
             raise _damaged(index, f"a path outside the checkpoint, {unsafe[0]!r}")
         return {name: tensor for file in sorted(files) for name, tensor in load_file(directory / file).items()}
@@ -218,13 +229,11 @@ def _load_strictly(compressor: Compressor, weights: dict[str, Tensor], directory
     compressor.load_state_dict(weights)
 
 
-def _own_table(decoder: PreTrainedModel, weight: Tensor | None) -> torch.nn.Module:
+def _own_table(decoder: PreTrainedModel, weight: Tensor | None) -> nn.Module:
     """A table like the decoder's, not shared with it."""
-    import copy
-
     table = copy.deepcopy(decoder.get_input_embeddings())
     if weight is not None and weight.shape == table.weight.shape:
-        table.weight.data = weight.to(table.weight.dtype)
+        table.weight = nn.Parameter(weight.to(embedding_table(decoder).dtype))
     return table
 
 
@@ -259,5 +268,3 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _damaged(path: Path, got: str, remedy: str = "Fetch or train the checkpoint again.") -> CheckpointError:
     return CheckpointError(f"checkpoint at {path}", expected="a whole GMSA checkpoint", got=got, remedy=remedy)
-
-

@@ -1,0 +1,1 @@
+"""Training: pretraining of a small base, autoencoding, knowledge extraction fine-tuning."""

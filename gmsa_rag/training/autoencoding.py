@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gmsa_rag.config import GMSAConfig
@@ -49,7 +50,7 @@ def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, devi
         **recipe.templates,
     )
     compressor = Compressor.from_base(decoder, config)
-    decoder.to(device), compressor.to(device)
+    nn.ModuleList([decoder, compressor]).to(device)
     codec = TokenCodec(tokenizer)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     stream = token_stream(files, codec, int(tokenizer.eos_token_id), out.parent)
@@ -60,8 +61,8 @@ def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, devi
         return tasks.draw(recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0})
 
     trainable = [*compressor.parameters(), *decoder.parameters()] if recipe.train_decoder else compressor.parameters()
-    Run(
-        out, recipe.optimisation, decoder, compressor, trainable, window=recipe.window, phases=recipe.phases
-    ).train(make)
+    Run(out, recipe.optimisation, decoder, compressor, trainable, window=recipe.window, phases=recipe.phases).train(
+        make
+    )
     save_checkpoint(Checkpoint(config, compressor, decoder, tokenizer), out / "checkpoint")
     return out / "checkpoint"

@@ -12,9 +12,9 @@ _NUMBER = re.compile(r"\b(?:\d{1,2} )?(?:(?:January|February|March|April|May|Jun
 _PLACE_BEFORE = re.compile(r"\b(?:in|at|from|near|to)\s+(?:the\s+)?$")
 _YEAR = re.compile(r"(?:1\d|20)\d\d$")
 _COMMON = frozenset(
-    "The A An In On At It He She They His Her Its Their This That These Those There As For From By With After Before "
-    "During When While If But And Or Although However Since Some Many Most One Two Three Other Both Each All Also "
-    "According I We You Not No To Of".split()
+    """A According After All Also Although And As At Before Both But By During Each For From He Her His
+    However I If In It Its Many Most No Not Of On One Or Other She Since Some That The Their There These They This
+    Those Three To Two We When While With You""".split()  # noqa: SIM905 - readable as a list it is not
 )
 
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,7 +83,9 @@ def collate(examples: Sequence[Example], window: int) -> Batch:
     return Batch(input_ids, labels, torch.tensor(soft, dtype=torch.long), *_pad_windows(windows))
 
 
-def batches(make: Callable[[random.Random], Example], rng: random.Random, tokens: int, pool: int) -> Iterator[list[Example]]:
+def batches(
+    make: Callable[[random.Random], Example], rng: random.Random, tokens: int, pool: int
+) -> Iterator[list[Example]]:
     """Group a pool of new examples into batches of similar length, in random order.
 
     Args:
@@ -110,8 +113,7 @@ def _cost(example: Example) -> int:
 
 def _windows(passage: Passage, window: int) -> list[tuple[Sequence[int], int]]:
     borders = cut_windows(len(passage.ids), passage.rate, window)
-    pairs = zip(borders[:-1], borders[1:], strict=True)
-    return [(passage.ids[a:b], passage.rate) for a, b in pairs if b > a]
+    return [(passage.ids[a:b], passage.rate) for a, b in pairwise(borders) if b > a]
 
 
 def _pad_windows(windows: list[tuple[Sequence[int], int]]) -> tuple[Tensor, list[int], list[int]]:

@@ -41,7 +41,9 @@ def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: st
     codec = TokenCodec(start.tokenizer)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     stream = token_stream(files, codec, int(start.tokenizer.eos_token_id), out.parent)
-    questions = [q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)]
+    questions = [
+        q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)
+    ]
     tasks = Tasks(
         codec, start.config, Control.of(codec), stream, recipe.rates, (24, start.config.window),
         group_questions(questions), recipe.full_text, recipe.max_positions,

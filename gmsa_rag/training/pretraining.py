@@ -7,14 +7,21 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.recipe import PretrainRecipe
-from gmsa_rag.training.tokenizer import train_tokenizer
+from gmsa_rag.training.tokenizer import END, train_tokenizer
 
 TEXT_SUFFIXES = (".txt.gz", ".txt")
 TOKENIZER_DOCUMENTS = 8_000
@@ -39,8 +46,8 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     tokenizer = _tokenizer(files, recipe, out / "tokenizer")
-    end = int(tokenizer.convert_tokens_to_ids(str(tokenizer.eos_token)))
-    stream = token_stream(files, TokenCodec(tokenizer), end, out.parent)
+    codec = TokenCodec(tokenizer)
+    stream = token_stream(files, codec, codec.control_id(END), out.parent)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         def draw(rng: random.Random) -> Example:

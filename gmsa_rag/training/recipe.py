@@ -147,7 +147,7 @@ def load_recipe(path: Path, kind: type[Stage]) -> Stage:
         path = Path(__file__).parent / "recipes" / f"{path.stem}.yaml"
     try:
         section = yaml.safe_load(path.read_text(encoding="utf-8"))[_SECTIONS[kind]]
-        return _build(kind, section)
+        stage: Stage = _build(kind, section)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             f"recipe {path.name}",
@@ -155,6 +155,7 @@ def load_recipe(path: Path, kind: type[Stage]) -> Stage:
             got=f"{type(error).__name__}: {error}",
             remedy="See gmsa_rag/training/recipes/gmsa-mini.yaml for a whole one.",
         ) from error
+    return stage
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

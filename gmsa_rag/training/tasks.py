@@ -201,7 +201,9 @@ class Control:
     end: int
 
     @classmethod
-    def of(cls, codec: TokenCodec, user: str = "<|user|>", assistant: str = "<|assistant|>", end: str = "</s>") -> "Control":
+    def of(
+        cls, codec: TokenCodec, user: str = "<|user|>", assistant: str = "<|assistant|>", end: str = "</s>"
+    ) -> "Control":
         """Look the tokens up by name."""
         return cls(codec.control_id(user), codec.control_id(assistant), codec.control_id(end))
 

@@ -20,7 +20,8 @@ class Wording:
 
 
 QUESTION_WORDINGS = (
-    Wording("{passage}\n\n", "Use the context below to answer the question at its end.\n\n{passages}Question: {question}"),
+    Wording("{passage}\n\n", "Use the context below to answer the question at its end.\n\n{passages}"
+            "Question: {question}"),
     Wording("{passage}\n\n", "Use these pieces of context to answer the question at the end. If you do not know the "
             "answer, say that you do not know.\n\n{passages}Question: {question}\nHelpful Answer:"),
     Wording("{passage}\n\n", "Context information is below.\n---------------------\n{passages}---------------------\n"

@@ -116,7 +116,10 @@ def test_a_second_process_reads_what_the_first_stored(gmsa, tmp_path):
         "print(memory.key, len(calls), memory.soft_tokens.double().sum().item())\n"
     )
     out = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "checkpoint", tmp_path / "m.db"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, tmp_path / "checkpoint", tmp_path / "m.db"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     key, calls, total = out.stdout.split()
     assert (key, calls) == (memory.key, "0")

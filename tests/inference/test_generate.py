@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_bad_sampling_is_a_typed_error(gmsa, setting):
 
 def test_restoration_goes_window_by_window(gmsa):
     memory = gmsa.compress(TEXT, rate=4)
-    windows = [gmsa.codec.decode(gmsa.codec.encode([TEXT])[0][a:b]) for a, b in zip(memory.borders, memory.borders[1:])]
+    windows = [gmsa.codec.decode(gmsa.codec.encode([TEXT])[0][a:b]) for a, b in pairwise(memory.borders)]
     assert len(windows) > 2
     assert gmsa.restore(memory) == "".join(gmsa.restore(gmsa.compress(window, rate=4)) for window in windows)
     assert gmsa.restore(gmsa.compress("")) == ""
@@ -255,3 +256,8 @@ def test_an_unknown_device_or_dtype_is_a_typed_error(gmsa, tmp_path, setting, va
     gmsa.save_pretrained(tmp_path / "c")
     with pytest.raises(ConfigError, match=setting):
         GMSA.from_pretrained(tmp_path / "c", **{setting: value})
+
+
+def test_an_unknown_control_token_is_a_typed_error(gmsa):
+    with pytest.raises(ConfigError, match="control token"):
+        gmsa.codec.control_id("<|nobody|>")

@@ -1,5 +1,7 @@
 """Soft tokens against a computation written out in plain torch, which shares no code with the product."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,7 +144,7 @@ def test_layers_beyond_the_base_are_an_error(make_base, tokenizer, layers):
 )
 def test_windows_are_cut_at_multiples_of_the_rate(num_tokens, rate, window, borders):
     assert cut_windows(num_tokens, rate, window) == borders
-    groups = sum(-(-(b - a) // rate) for a, b in zip(borders[:-1], borders[1:], strict=True))
+    groups = sum(-(-(b - a) // rate) for a, b in pairwise(borders))
     assert groups == -(-num_tokens // rate)
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-NAMES = "Danube Rhine Volga Loire Elbe Rhone Meuse Weser Vistula Oder Dniester Tagus Ebro Po Seine Thames".split()
+NAMES = ["Danube", "Rhine", "Volga", "Loire", "Elbe", "Meuse", "Weser", "Oder", "Tagus", "Ebro", "Seine", "Thames"]
 
 
 def sentence(rng: random.Random) -> str:

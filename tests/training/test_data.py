@@ -26,7 +26,7 @@ def test_questions_are_read(data):
 def test_a_malformed_row_is_named(tmp_path, row):
     good = {"question": "q", "answers": ["a"], "contexts": [{"title": "t", "text": "x"}], "gold": [0]}
     (tmp_path / "q.jsonl").write_text(json.dumps(good) + "\n" + row + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="q.jsonl, row 2"):
+    with pytest.raises(DataError, match=r"q\.jsonl, row 2"):
         list(read_questions(tmp_path / "q.jsonl"))
 
 
@@ -45,7 +45,7 @@ def test_the_token_stream_is_kept_by_tokenizer_and_files(data, tokenizer, tmp_pa
     codec = TokenCodec(tokenizer)
     stream = token_stream(files, codec, 1, tmp_path)
     assert stream.dtype == np.uint16 and int((stream == 1).sum()) == 60
-    first = list(read_documents(files[0]))[0]
+    first = next(iter(read_documents(files[0])))
     assert stream[: list(stream).index(1)].tolist() == codec.encode([first])[0]
     assert np.array_equal(token_stream(files, codec, 1, tmp_path), stream)
     assert len(list(tmp_path.glob("*.npy"))) == 1

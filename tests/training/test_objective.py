@@ -31,7 +31,9 @@ def test_a_batch_holds_what_its_examples_say():
     assert batch.labels[batch.labels != IGNORED].tolist() == learned
     assert sum(batch.window_lengths) == sum(len(p.ids) for e in examples for p in e if isinstance(p, Passage))
     assert max(batch.window_lengths) <= 48
-    assert len(batch.soft_positions) == sum(-(-len(p.ids) // p.rate) for e in examples for p in e if isinstance(p, Passage))
+    assert len(batch.soft_positions) == sum(
+        -(-len(p.ids) // p.rate) for e in examples for p in e if isinstance(p, Passage)
+    )
     assert batch.input_ids.flatten()[batch.soft_positions].eq(0).all()
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ PRETRAIN = PretrainRecipe(STEPS, ("rivers",), ARCHITECTURE, vocab_size=400, wind
 AUTOENCODE = AutoencodeRecipe(
     STEPS, ("rivers",), (Phase((1,), (16, 16), 0.0, 3), Phase((1, 4), (8, 60))), encoder_layers=1, window=48,
     train_decoder=True, tasks={"restore": 0.5, "cloze": 0.5},
-    templates={"restore_template": "{memory}<|restore|>", "answer_template": "<|user|>{passages}Question: {question}<|assistant|>"},
+    templates={
+        "restore_template": "{memory}<|restore|>",
+        "answer_template": "<|user|>{passages}Question: {question}<|assistant|>",
+    },
 )  # fmt: skip
 KEFT = KeftRecipe(STEPS, ("rivers",), ("rivers.train",), (1, 4), {"restore": 0.2, "question": 0.8})
 
@@ -46,12 +50,14 @@ def runs(data, tmp_path_factory):
 
 
 def test_the_stages_lead_from_text_to_a_checkpoint(runs):
-    out, base, compressed, final = runs
+    out, base, _, final = runs
     assert len(AutoTokenizer.from_pretrained(base)) == 400
     assert AutoModelForCausalLM.from_pretrained(base).config.num_hidden_layers == 2
     gmsa = GMSA.from_pretrained(final)
     assert gmsa.config.window == 48 and gmsa.config.rates == [1, 4]
-    assert isinstance(gmsa.answer("When did they join?", gmsa.compress(["The Oder joined the Elbe in 1600."])).text, str)
+    assert isinstance(
+        gmsa.answer("When did they join?", gmsa.compress(["The Oder joined the Elbe in 1600."])).text, str
+    )
     assert json.loads((out / "keft" / "recipe.json").read_text())["optimisation"]["steps"] == 8
 
 
@@ -60,7 +66,9 @@ def test_keft_leaves_compressor_and_embeddings_alone(runs):
     before, after = GMSA.from_pretrained(compressed), GMSA.from_pretrained(final)
     assert before.fingerprint == after.fingerprint == verify_fingerprint(final)
     assert torch.equal(before.decoder.get_input_embeddings().weight, after.decoder.get_input_embeddings().weight)
-    assert not torch.equal(before.decoder.model.layers[0].mlp.up_proj.weight, after.decoder.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(
+        before.decoder.model.layers[0].mlp.up_proj.weight, after.decoder.model.layers[0].mlp.up_proj.weight
+    )
     memory = before.compress("The Oder joined the Elbe in 1600.", rate=4)
     assert after.restore(memory) is not None
 
@@ -72,7 +80,9 @@ def test_autoencoding_can_freeze_the_decoder(runs, data, tmp_path):
     for name, weight in plain.state_dict().items():
         trained = made.decoder.state_dict()[name]
         assert torch.equal(weight, trained) or "embed" in name or "lm_head" in name
-    assert not torch.equal(made.compressor.encoder.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(
+        made.compressor.encoder.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight
+    )
 
 
 def test_losses_fall(data, tmp_path):
@@ -85,7 +95,7 @@ def test_losses_fall(data, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [4, 5])
 def test_a_killed_run_resumes_exactly(runs, data, tmp_path, monkeypatch, stop_at):
-    out, base, compressed, final = runs
+    _, base, compressed, _ = runs
 
     class Killed(Exception):
         pass
@@ -130,13 +140,12 @@ def test_time_ends_a_run(data, tmp_path):
 
 @pytest.mark.parametrize("kind", [PretrainRecipe, AutoencodeRecipe, KeftRecipe])
 def test_the_bundled_recipe_is_whole(tmp_path, kind):
-    from pathlib import Path
-
     assert load_recipe(Path("gmsa-mini"), kind).optimisation.steps > 0
 
 
 @pytest.mark.parametrize(
-    "text", ["", "pretrain: {}", "pretrain: {optimisation: {steps: 1, speed: 2}, text: [], architecture: {}}", "a: [", "[]"]
+    "text",
+    ["", "pretrain: {}", "pretrain: {optimisation: {steps: 1, speed: 2}, text: [], architecture: {}}", "a: [", "[]"],
 )
 def test_a_bad_recipe_is_a_typed_error(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)

@@ -4,6 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,7 +92,7 @@ class LocalDecoder:
         try:
             self._run([prompt], sampling, _Streamer(tokens.put), cancelled)
             tokens.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as error:
             tokens.put(error)
 
     def _pieces(self, tokens: "queue.Queue[int | BaseException | None]", stop: tuple[str, ...]) -> Iterator[str]:
@@ -123,10 +124,11 @@ class LocalDecoder:
         """Token ids after each prompt, (batch, num_new_tokens), padded on the right after an end."""
         embeds, mask = _pad_left(prompts, self.model)
         room = self.window - embeds.shape[1]
-        criteria = [_Stopped(self, sampling.stop)] if sampling.stop else []
+        criteria: list[StoppingCriteria] = [_Stopped(self, sampling.stop)] if sampling.stop else []
         criteria += [_Cancelled(cancelled)] if cancelled else []
         with torch.inference_mode():
-            ids: Tensor = self.model.generate(
+            generate: Any = self.model.generate
+            ids: Tensor = generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 generation_config=self._config(sampling, room),
@@ -206,7 +208,9 @@ def _pad_left(prompts: Sequence[Tensor], model: PreTrainedModel) -> tuple[Tensor
 def _stop_overlap(text: str, stop: tuple[str, ...]) -> int:
     """Length of the longest end of the text that begins a stop string."""
     longest = max(map(len, stop), default=0)
-    return max((n for s in stop for n in range(1, min(longest, len(s), len(text)) + 1) if text.endswith(s[:n])), default=0)
+    return max(
+        (n for s in stop for n in range(1, min(longest, len(s), len(text)) + 1) if text.endswith(s[:n])), default=0
+    )
 
 
 def _first(end: int | list[int] | None, pad: int | None) -> int:
