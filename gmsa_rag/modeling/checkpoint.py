@@ -21,6 +21,7 @@ from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import CheckpointError
 from gmsa_rag.modeling.compressor import Compressor
 
+CARD = "README.md"
 COMPRESSOR_FILE, INDEX_FILE, DECODER_FOLDER = "compressor.safetensors", "compressor.safetensors.index.json", "decoder"
 EMBEDDINGS = "encoder.embed_tokens.weight"
 POOLING_SETTINGS = ("encoder_layers", "lsa_layers", "window", "encoder_norm", "lsa_norm")
@@ -49,7 +50,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
 
     Args:
         checkpoint: What to write.
-        directory: Where to; an existing checkpoint there is replaced.
+        directory: Where to; an existing checkpoint there is replaced, its model card (README.md) kept.
         dtype: Cast weights to it, in the files alone; None keeps theirs.
 
     Returns:
@@ -69,6 +70,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
         _save_sharded(weights, beside)
         _save_decoder(checkpoint, beside / DECODER_FOLDER, dtype)
         config.save_pretrained(beside)
+        if (directory / CARD).exists():
+            shutil.copy2(directory / CARD, beside / CARD)
     return config
 
 

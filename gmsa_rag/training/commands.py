@@ -59,6 +59,21 @@ def keft(
     typer.echo(stage.keft(load_recipe(recipe, KeftRecipe), checkpoint, data, out, device))
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Option(help="Directory of a trained checkpoint.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Directory of the exported one; its README.md is kept.")],
+    dtype: Annotated[str, typer.Option(help="Of the files.")] = "bfloat16",
+) -> None:
+    """Write a checkpoint for use, in a smaller dtype, and print its fingerprint."""
+    from gmsa_rag.inference.engine import GMSA
+    from gmsa_rag.inference.loading import resolve_dtype
+    from gmsa_rag.modeling.checkpoint import verify_fingerprint
+
+    GMSA.from_pretrained(checkpoint, device="cpu").save_pretrained(out, dtype=resolve_dtype(dtype, "cpu"))
+    typer.echo(verify_fingerprint(out))
+
+
 def _prepare(threads: int) -> None:
     import torch
 
