@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmsa_rag.checks import check_rate, check_text
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, ShapeError
+from gmsa_rag.errors import FingerprintError, InputTypeError, ShapeError
 from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.chat import chat_parts
 from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
@@ -21,11 +21,12 @@ from gmsa_rag.inference.prompt import (
     Answer,
     Part,
     answer_prompt,
-    check_fits,
+    check_overflow,
     check_prompt,
+    fit,
     num_positions,
     parse_answer,
-    restore_prompt,
+    restore_prompts,
     tokenise,
 )
 from gmsa_rag.inference.tokens import TokenCodec
@@ -204,7 +205,7 @@ class GMSA:
         batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
         prompts = list(prompt) if batched else [prompt]  # type: ignore[arg-type]
         sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = [self._embed(self._fit(check_prompt(parts), overflow)[0]) for parts in prompts]
+        embedded = [self._embed(self.fit(parts, overflow)[0]) for parts in prompts]
         texts = self._generator.generate(embedded, sampling)
         return texts if batched else texts[0]
 
@@ -220,7 +221,7 @@ class GMSA:
     ) -> Iterator[str]:
         """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
         sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = self._embed(self._fit(check_prompt(prompt), overflow)[0])
+        embedded = self._embed(self.fit(prompt, overflow)[0])
         return self._generator.stream(embedded, sampling)
 
     def restore(self, memory: Memory) -> str:
@@ -231,10 +232,9 @@ class GMSA:
         """
         self._check(memory)
         texts = []
-        for window, num_tokens in _split_windows(memory):
-            embedded = self._embed(self._fit(restore_prompt(self.config, window), "error")[0])
+        for prompt, num_tokens in restore_prompts(self.config, memory):
             sampling = Sampling(num_tokens + num_tokens // 4 + 8)
-            texts += self._generator.generate([embedded], sampling)
+            texts += self._generator.generate([self._embed(self.fit(prompt)[0])], sampling)
         return "".join(texts)
 
     def answer(
@@ -261,7 +261,7 @@ class GMSA:
         """
         kept, total = len(passages), len(passages)
         parts = self.answer_prompt(question, passages, titles)
-        _check_overflow(overflow)
+        check_overflow(overflow)
         while overflow == "drop_last" and kept and self.num_positions(parts) >= self.decoder_window:
             kept -= 1
             parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
@@ -287,6 +287,21 @@ class GMSA:
             ConfigError: If the tokenizer has no chat template.
         """
         return chat_parts(self.tokenizer, messages)
+
+    def fit(self, prompt: Part | Sequence[Part], overflow: str = "error") -> tuple[list[Part], int]:
+        """Make a prompt fit the decoder's window.
+
+        Args:
+            prompt: Its parts.
+            overflow: "error", or "drop_last" to leave memories out from the end until it fits.
+
+        Returns:
+            The parts that fit, and how many memories were left out; a warning in the log says so too.
+
+        Raises:
+            PromptTooLongError: If the prompt does not fit, or not even without its memories.
+        """
+        return fit(check_prompt(prompt), self.codec, self.decoder_window, overflow)
 
     def num_positions(self, prompt: Part | Sequence[Part]) -> int:
         """Positions a prompt takes in the decoder."""
@@ -336,21 +351,6 @@ class GMSA:
                 soft[index] = tokens.clone()  # a view would keep the whole batch alive
         return soft
 
-    def _fit(self, parts: list[Part], overflow: str) -> tuple[list[Part], int]:
-        """The parts that fit, and how many memories were left out."""
-        _check_overflow(overflow)
-        dropped = 0
-        while overflow == "drop_last" and self.num_positions(parts) >= self.decoder_window:
-            last = max((i for i, part in enumerate(parts) if isinstance(part, Memory)), default=None)
-            if last is None:
-                break
-            parts = parts[:last] + parts[last + 1 :]
-            dropped += 1
-        if dropped:
-            logger.warning("prompt too long: left out the last %d of its memories", dropped)
-        check_fits(self.num_positions(parts), self.decoder_window)
-        return parts, dropped
-
     @torch.inference_mode()
     def _embed(self, parts: Sequence[Part]) -> Tensor:
         """Embeddings of a prompt, (num_positions, hidden_size), soft tokens in their places."""
@@ -392,19 +392,3 @@ def _check_passages(passages: object) -> list[str]:
             "passages", expected="a str or a sequence of str", got=type(passages).__name__, remedy="Pass their texts."
         )
     return [check_text(passage, f"passage {index}") for index, passage in enumerate(passages)]
-
-
-def _check_overflow(overflow: str) -> None:
-    if overflow not in ("error", "drop_last"):
-        raise InputError("overflow", expected="'error' or 'drop_last'", got=repr(overflow), remedy="Choose one.")
-
-
-def _split_windows(memory: Memory) -> Iterator[tuple[Memory, int]]:
-    """Each window of a memory as a memory of its own, and its number of tokens."""
-    at = 0
-    for a, b in pairwise(memory.borders):
-        count = num_groups(b - a, memory.rate)
-        if count:
-            soft = memory.soft_tokens[at : at + count]
-            yield Memory(soft, memory.key, memory.rate, b - a, memory.fingerprint, (0, b - a)), b - a
-        at += count

@@ -1,15 +1,19 @@
 """Prompts: text and memories in any order, the checkpoint's own templates, and what fits into the decoder."""
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, InputError, InputTypeError, PromptTooLongError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
+from gmsa_rag.modeling.group_merging import num_groups
 
+logger = logging.getLogger(__name__)
 CITATION = re.compile(r"\s*\[(\d{1,3})\]")
 
 
@@ -88,6 +92,22 @@ def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
     return sum(part.num_soft_tokens if isinstance(part, Memory) else len(part) for part in tokens)
 
 
+def fit(parts: list[Part], codec: TokenCodec, window: int, overflow: str) -> tuple[list[Part], int]:
+    """Leave memories out from the end until a prompt fits, where `overflow` says so; see `GMSA.fit`."""
+    check_overflow(overflow)
+    dropped = 0
+    while overflow == "drop_last" and num_positions(tokenise(parts, codec)) >= window:
+        last = max((index for index, part in enumerate(parts) if isinstance(part, Memory)), default=None)
+        if last is None:
+            break
+        parts = parts[:last] + parts[last + 1 :]
+        dropped += 1
+    if dropped:
+        logger.warning("prompt too long: left out the last %d of its memories", dropped)
+    check_fits(num_positions(tokenise(parts, codec)), window)
+    return parts, dropped
+
+
 def check_fits(positions: int, window: int) -> None:
     """Raise PromptTooLongError if a prompt leaves no room for an answer in the decoder's window."""
     if positions >= window:
@@ -99,6 +119,12 @@ def check_fits(positions: int, window: int) -> None:
             remedy="Pass fewer passages, compress at a higher rate, or use overflow='drop_last'.",
             excess=excess,
         )
+
+
+def check_overflow(overflow: str) -> None:
+    """Raise InputError unless it is a way to handle overflow."""
+    if overflow not in ("error", "drop_last"):
+        raise InputError("overflow", expected="'error' or 'drop_last'", got=repr(overflow), remedy="Choose one.")
 
 
 def passage_frame(template: str, number: int, title: str) -> tuple[str, str]:
@@ -116,6 +142,18 @@ def restore_prompt(config: GMSAConfig, memory: Memory) -> list[Part]:
     if not found:
         raise ConfigError("restore_template", expected="{memory} in it", got=config.restore_template, remedy="Add it.")
     return [before, memory, after]
+
+
+def restore_prompts(config: GMSAConfig, memory: Memory) -> Iterator[tuple[list[Part], int]]:
+    """For each window of a memory its restore prompt and its number of tokens."""
+    at = 0
+    for start, end in pairwise(memory.borders):
+        count = num_groups(end - start, memory.rate)
+        if count:
+            soft = memory.soft_tokens[at : at + count]
+            window = replace(memory, soft_tokens=soft, num_tokens=end - start, borders=(0, end - start))
+            yield restore_prompt(config, window), end - start
+        at += count
 
 
 def answer_prompt(

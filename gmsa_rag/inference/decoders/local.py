@@ -64,7 +64,7 @@ class LocalDecoder:
             sampling: How to choose tokens.
         """
         texts = [""] * len(prompts)
-        for batch in token_budget_batches([len(prompt) for prompt in prompts], BATCH_POSITIONS):
+        for batch in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
             ids = self._run([prompts[index] for index in batch], sampling)
             for index, row in zip(batch, ids.tolist(), strict=True):
                 texts[index] = self._text(self._until_end(row), sampling.stop)[0]
@@ -84,6 +84,14 @@ class LocalDecoder:
         finally:
             cancelled.set()
             worker.join()
+
+    def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
+        """Batches of prompts; one that the window cuts short is alone, so that it does not cut the others short."""
+        for batch in token_budget_batches(lengths, BATCH_POSITIONS):
+            roomy = [index for index in batch if lengths[index] + max_new_tokens <= self.window]
+            yield from ([index] for index in batch if lengths[index] + max_new_tokens > self.window)
+            if roomy:
+                yield roomy
 
     def _produce(
         self, prompt: Tensor, sampling: Sampling, tokens: "queue.Queue[int | BaseException | None]",

@@ -1,0 +1,38 @@
+"""The prompt that bundled checkpoints were trained on, in LangChain's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_core.documents import Document
+from langchain_core.prompts import ChatPromptTemplate
+
+from gmsa_rag.config import PASSAGE_TEMPLATE
+from gmsa_rag.inference.prompt import passage_frame
+from gmsa_rag.memory.handles import neutralise
+from langchain_gmsa.documents import check_documents, whole_handle
+
+gmsa_prompt = ChatPromptTemplate.from_messages([("human", "{context}Question: {question}")])
+"""Variables `context`, from format_docs(), and `question`; together the answer prompt of "gmsa-mini"."""
+
+
+def format_docs(documents: Sequence[Document]) -> str:
+    r"""Number documents for a prompt, each under its title if its metadata has a "title".
+
+    Args:
+        documents: Compressed or not. A handle stays as it is; in texts and titles, look-alikes of handles are
+            neutralised.
+    Returns:
+        "[1] title\npassage\n" for each, without a title "[1]\npassage\n"; "" for none.
+    Raises:
+        InputTypeError: If they are no sequence of documents.
+    Example:
+        >>> format_docs([Document("It begins in Germany.", metadata={"title": "Danube"}), Document("It is blue.")])
+        '[1] Danube\nIt begins in Germany.\n[2]\nIt is blue.\n'
+    """
+    return "".join(_format(number, document) for number, document in enumerate(check_documents(documents), 1))
+
+
+def _format(number: int, document: Document) -> str:
+    before, after = passage_frame(PASSAGE_TEMPLATE, number, neutralise(str(document.metadata.get("title") or "")))
+    return before + (whole_handle(document.page_content) or neutralise(document.page_content)) + after
