@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if FENCE.search(path.read_text())]
+EVERY_PAGE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [path for path in EVERY_PAGE if FENCE.search(path.read_text())]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 # Words that belong to where the project is built, never into it.
 FOREIGN = re.compile(r"(/work/|\.library|/root/|/tmp/|pypi-more)")
@@ -27,7 +28,7 @@ def test_snippets_run(page, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", EVERY_PAGE, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     missing = [link for link in LINK.findall(text) if not (page.parent / link).exists()]
@@ -41,6 +42,9 @@ def test_the_documented_commands_exist():
     assert {"index", "ask", "train keft", "eval qa"} <= commands
     for command in sorted(commands):
         done = subprocess.run(
-            [sys.executable, "-m", "gmsa_rag.cli", *command.split(), "--help"], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "gmsa_rag.cli", *command.split(), "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"gmsa {command}: {done.stderr}"

@@ -1,0 +1,1 @@
+"""Evaluation: restoration, questions and latency, and the reports of their figures."""

@@ -26,7 +26,7 @@ from gmsa_rag.inference.prompt import (
     fit,
     num_positions,
     parse_answer,
-    restore_prompts,
+    restore_prompt,
     tokenise,
 )
 from gmsa_rag.inference.tokens import TokenCodec
@@ -232,9 +232,10 @@ class GMSA:
         """
         self._check(memory)
         texts = []
-        for prompt, num_tokens in restore_prompts(self.config, memory):
-            sampling = Sampling(num_tokens + num_tokens // 4 + 8)
-            texts += self._generator.generate([self._embed(self.fit(prompt)[0])], sampling)
+        for window in memory.windows():
+            prompt, _ = self.fit(restore_prompt(self.config, window))
+            sampling = Sampling(window.num_tokens + window.num_tokens // 4 + 8)
+            texts += self._generator.generate([self._embed(prompt)], sampling)
         return "".join(texts)
 
     def answer(

@@ -31,7 +31,7 @@ def resolve_checkpoint(
         raise CheckpointError(
             f"checkpoint {name}",
             expected=f"a bundled name ({', '.join(known) or 'none here'}), a directory or a reachable hub id",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}",
             remedy="Check the name, or download it and give its directory.",
         ) from error
 

@@ -2,16 +2,14 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, InputError, InputTypeError, PromptTooLongError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
-from gmsa_rag.modeling.group_merging import num_groups
 
 logger = logging.getLogger(__name__)
 CITATION = re.compile(r"\s*\[(\d{1,3})\]")
@@ -142,18 +140,6 @@ def restore_prompt(config: GMSAConfig, memory: Memory) -> list[Part]:
     if not found:
         raise ConfigError("restore_template", expected="{memory} in it", got=config.restore_template, remedy="Add it.")
     return [before, memory, after]
-
-
-def restore_prompts(config: GMSAConfig, memory: Memory) -> Iterator[tuple[list[Part], int]]:
-    """For each window of a memory its restore prompt and its number of tokens."""
-    at = 0
-    for start, end in pairwise(memory.borders):
-        count = num_groups(end - start, memory.rate)
-        if count:
-            soft = memory.soft_tokens[at : at + count]
-            window = replace(memory, soft_tokens=soft, num_tokens=end - start, borders=(0, end - start))
-            yield restore_prompt(config, window), end - start
-        at += count
 
 
 def answer_prompt(

