@@ -23,6 +23,7 @@ class GMSAConfig(PreTrainedConfig):
         passage_template: One passage in an answer prompt: `{number}`, `{title}`, `{passage}`.
         answer_template: The answer prompt: `{passages}`, `{question}`.
         cites: Whether the decoder was trained to end an answer with the numbers of its passages, as in `[2]`.
+        compressor_dtype: Of the compressor's weights in the files, "" while it is unsaved.
         fingerprint: SHA-256 of the compressor as saved, "" while it is untrained or unsaved.
         format_version: Version of the checkpoint's layout.
     """
@@ -41,5 +42,6 @@ class GMSAConfig(PreTrainedConfig):
     passage_template: str = PASSAGE_TEMPLATE
     answer_template: str = ANSWER_TEMPLATE
     cites: bool = False
+    compressor_dtype: str = ""
     fingerprint: str = ""
     format_version: int = 1

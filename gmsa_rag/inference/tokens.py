@@ -42,6 +42,7 @@ class TokenCodec:
         self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         self.prefix: list[int] = _prefix(tokenizer)
         self._ids: dict[str, int] = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        self.end: int = _end(tokenizer)
         self.identity = hashlib.sha256(self._plain.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -77,6 +78,14 @@ class TokenCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            "tokenizer", expected="an end-of-sequence token", got="none", remedy="Set the tokenizer's eos_token."
+        )
+    return int(tokenizer.eos_token_id)
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -51,7 +51,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
     Args:
         checkpoint: What to write.
         directory: Where to; an existing checkpoint there is replaced, its model card (README.md) kept.
-        dtype: Cast weights to it, in the files alone; None keeps theirs.
+        dtype: Cast weights to it, in the files alone; None keeps the decoder's, and for the compressor that of the
+            files it was loaded from.
 
     Returns:
         The settings as written, with the fingerprint of the compressor as saved.
@@ -61,9 +62,11 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, dtype: torch.dtype 
     """
     config = GMSAConfig.from_dict(checkpoint.config.to_dict())
     with _replacing(directory) as beside:
-        table = embedding_table(checkpoint.decoder)
-        weights = {name: _cast(tensor, dtype) for name, tensor in checkpoint.compressor.state_dict().items()}
-        config.shared_embeddings = torch.equal(weights[EMBEDDINGS], _cast(table, dtype))
+        # A compressor loaded in another dtype than its files' is saved in theirs: casts leave the fingerprint alone.
+        own = dtype or _file_dtype(config)
+        weights = {name: _cast(tensor, own) for name, tensor in checkpoint.compressor.state_dict().items()}
+        config.shared_embeddings = torch.equal(weights[EMBEDDINGS], _cast(embedding_table(checkpoint.decoder), own))
+        config.compressor_dtype = str(weights[EMBEDDINGS].dtype).removeprefix("torch.")
         config.fingerprint = fingerprint(weights, config, checkpoint.tokenizer)
         if config.shared_embeddings:
             del weights[EMBEDDINGS]
@@ -127,9 +130,7 @@ def fingerprint(weights: dict[str, Tensor], config: GMSAConfig, tokenizer: PreTr
         tokenizer: Fast tokenizer.
     """
     digest = hashlib.sha256(b"gmsa-compressor-1")
-    settings = {
-        name: getattr(config, name) for name in ("encoder_layers", "lsa_layers", "window", "encoder_norm", "lsa_norm")
-    }
+    settings = {name: getattr(config, name) for name in POOLING_SETTINGS}
     for part in (json.dumps(settings, sort_keys=True), tokenizer.backend_tokenizer.to_str()):
         digest.update(len(part.encode()).to_bytes(8, "big") + part.encode())
     for name in sorted(weights):
@@ -149,7 +150,9 @@ def verify_fingerprint(directory: Path) -> str:
         CheckpointError: If they differ: weights, tokenizer or settings were changed after saving.
     """
     checkpoint = load_checkpoint(directory)
-    computed = fingerprint(checkpoint.compressor.state_dict(), checkpoint.config, checkpoint.tokenizer)
+    dtype = _file_dtype(checkpoint.config)
+    weights = {name: _cast(tensor, dtype) for name, tensor in checkpoint.compressor.state_dict().items()}
+    computed = fingerprint(weights, checkpoint.config, checkpoint.tokenizer)
     if computed != checkpoint.config.fingerprint:
         raise CheckpointError(
             f"fingerprint of {directory}",
@@ -242,26 +245,43 @@ def _own_table(decoder: PreTrainedModel, weight: Tensor | None) -> nn.Module:
 
 @contextlib.contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """A folder beside the directory that takes its place when all is written."""
-    if directory.exists() and any(directory.iterdir()) and not (directory / "config.json").exists():
-        raise CheckpointError(
-            f"target {directory}",
-            expected="a new or empty directory, or a checkpoint to replace",
-            got="a directory of other files",
-            remedy="Choose another directory.",
-        )
+    """A folder beside the directory that takes its place when all is written, or leaves it as it was."""
+    if directory.exists() and any(directory.iterdir()):
+        _check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    old = directory.with_name(f"{beside.name}-old")
     try:
         yield beside
         beside.chmod(0o755)
-        old = directory.with_name(f"{beside.name}-old")
         if directory.exists():
             directory.rename(old)
         beside.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(directory: Path) -> None:
+    """Only a GMSA checkpoint is ever replaced: a base model's folder has a config.json as well."""
+    try:
+        read_config(directory)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"target {directory}",
+            expected="a new or empty directory, or a GMSA checkpoint to replace",
+            got="a directory of other files",
+            remedy="Choose another directory.",
+        ) from error
+
+
+def _file_dtype(config: GMSAConfig) -> torch.dtype | None:
+    """The dtype the compressor's weights have in the files; None for one that was never saved."""
+    return getattr(torch, config.compressor_dtype) if config.compressor_dtype else None
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -1,7 +1,5 @@
 """Stage 1, autoencoding (AE): the compressor learns to keep, the decoder to read, what a passage says."""
 
-import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +16,8 @@ from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
-from gmsa_rag.training.recipe import AutoencodeRecipe
-from gmsa_rag.training.tasks import Control, Tasks
+from gmsa_rag.training.recipe import AutoencodeRecipe, keep_recipe
+from gmsa_rag.training.tasks import Tasks
 
 
 def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, device: str = "cpu") -> Path:
@@ -37,8 +35,7 @@ def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, devi
 
     Source: GMSA, arXiv 2505.12215, "Autoencoder Training"; there the decoder is frozen.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
+    keep_recipe(recipe, out)
     decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = GMSAConfig(
@@ -46,21 +43,22 @@ def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, devi
         lsa_layers=recipe.lsa_layers,
         hidden_size=decoder.config.hidden_size,
         window=recipe.window,
-        rates=list(recipe.phases[-1].rates),
+        rates=sorted(set(recipe.phases[-1].rates)),
         **recipe.templates,
     )
     compressor = Compressor.from_base(decoder, config)
     nn.ModuleList([decoder, compressor]).to(device)
     codec = TokenCodec(tokenizer)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    stream = token_stream(files, codec, int(tokenizer.eos_token_id), out.parent)
+    stream = token_stream(files, codec, codec.end, out.parent)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
-        tasks = Tasks(codec, config, Control.of(codec), stream, current.rates, current.windows)
+        tasks = Tasks(codec, config, stream, current.rates, current.windows)
         return tasks.draw(recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0})
 
-    trainable = [*compressor.parameters(), *decoder.parameters()] if recipe.train_decoder else compressor.parameters()
+    frozen = set() if recipe.train_decoder else {id(p) for p in decoder.parameters()}  # the shared embeddings too
+    trainable = [p for p in (*compressor.parameters(), *decoder.parameters()) if id(p) not in frozen]
     Run(out, recipe.optimisation, decoder, compressor, trainable, window=recipe.window, phases=recipe.phases).train(
         make
     )

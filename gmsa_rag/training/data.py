@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,14 +60,7 @@ def read_questions(path: Path) -> Iterator[Question]:
     """
     for number, line in enumerate(_lines(path), 1):
         try:
-            row = json.loads(line)
-            yield Question(
-                question=row["question"].strip(),
-                answers=tuple(row["answers"]),
-                titles=tuple(context["title"] for context in row["contexts"]),
-                passages=tuple(context["text"] for context in row["contexts"]),
-                gold=tuple(row["gold"]),
-            )
+            yield _question(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path.name}, row {number}",
@@ -97,7 +91,7 @@ def token_stream(files: Sequence[Path], codec: TokenCodec, separator: int, cache
     Returns:
         (num_tokens,), uint16 or uint32, read-only.
     """
-    sizes = [f"{path.name} {path.stat().st_size}" for path in files]
+    sizes = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     name = hashlib.sha256("\n".join([codec.identity, str(separator), *sizes]).encode()).hexdigest()[:16]
     path = cache / f"tokens-{name}.npy"
     if not path.exists():
@@ -121,6 +115,22 @@ def _tokenise(files: Sequence[Path], codec: TokenCodec, separator: int) -> np.nd
         chunks += [np.array([*ids, separator], dtype=np.uint32) for ids in codec.encode(batch)]
     stream = np.concatenate(chunks)
     return stream.astype(np.uint16) if int(stream.max()) < 2**16 else stream
+
+
+def _question(row: dict[str, Any]) -> Question:
+    """The question of a row; ValueError, KeyError or TypeError where it is malformed."""
+    question = Question(
+        question=row["question"].strip(),
+        answers=tuple(row["answers"]),
+        titles=tuple(context["title"] for context in row["contexts"]),
+        passages=tuple(context["text"] for context in row["contexts"]),
+        gold=tuple(row["gold"]),
+    )
+    if isinstance(row["answers"], str) or not all(isinstance(t, str) for t in question.answers + question.passages):
+        raise TypeError("answers and texts are not lists of texts")
+    if not question.answers or not question.gold or not all(0 <= g < len(question.passages) for g in question.gold):
+        raise ValueError("no answer, or gold that names no context")
+    return question
 
 
 def _find(data: Path, name: str, folder: str, suffixes: Sequence[str]) -> Path:

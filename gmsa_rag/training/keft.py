@@ -1,7 +1,5 @@
 """Stage 2, knowledge extraction fine-tuning (KEFT): the decoder learns to answer from soft tokens."""
 
-import dataclasses
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +12,8 @@ from gmsa_rag.training.data import find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Example
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
-from gmsa_rag.training.recipe import KeftRecipe
-from gmsa_rag.training.tasks import Control, Tasks, group_questions
+from gmsa_rag.training.recipe import KeftRecipe, keep_recipe
+from gmsa_rag.training.tasks import Tasks, group_questions
 
 QUESTION_SUFFIXES = (".jsonl.gz", ".jsonl")
 
@@ -35,17 +33,16 @@ def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: st
 
     Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
+    keep_recipe(recipe, out)
     start = load_checkpoint(checkpoint, dtype=torch.float32, device=device)
     codec = TokenCodec(start.tokenizer)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    stream = token_stream(files, codec, int(start.tokenizer.eos_token_id), out.parent)
+    stream = token_stream(files, codec, codec.end, out.parent)
     questions = [
         q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)
     ]
     tasks = Tasks(
-        codec, start.config, Control.of(codec), stream, recipe.rates, (24, start.config.window),
+        codec, start.config, stream, recipe.rates, (24, start.config.window),
         group_questions(questions), recipe.full_text, recipe.max_positions,
     )  # fmt: skip
 
@@ -56,5 +53,6 @@ def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: st
     frozen = {id(start.decoder.get_input_embeddings().weight), id(start.decoder.get_output_embeddings().weight)}
     trainable = [p for p in start.decoder.parameters() if id(p) not in frozen]
     Run(out, recipe.optimisation, start.decoder, start.compressor, trainable, window=start.config.window).train(make)
+    start.config.rates = sorted(set(recipe.rates))
     save_checkpoint(start, out / "checkpoint")
     return out / "checkpoint"

@@ -126,7 +126,8 @@ class Run:
                 self._after_step(log)
                 if self._done() >= 1.0:
                     break
-        self._save()
+        if self.position.step % self.settings.save_every:  # else it is saved, and the only copy is not written over
+            self._save()
 
     def _stream(self, make: Make) -> Iterator[list[Example]]:
         """Batches by phase and pool; each pool is drawn from a seed of its own, so that a run can go on anywhere."""
@@ -226,7 +227,7 @@ class Run:
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(weights[f"{index}"])
                 state = {name: moments[f"{index}.{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
-                self.optimiser.state[parameter] = {n: t.to(self.device) if n != "step" else t for n, t in state.items()}
+                self.optimiser.state[parameter] = {name: moment.to(self.device) for name, moment in state.items()}
         logger.info("resumed at step %d", self.position.step)
 
 

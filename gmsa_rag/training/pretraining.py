@@ -1,8 +1,6 @@
 """Stage 0, pretraining: a small base language model from scratch, where no pretrained one is to be had."""
 
-import dataclasses
 import itertools
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +14,13 @@ from transformers import (
     set_seed,
 )
 
+from gmsa_rag.errors import DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
-from gmsa_rag.training.recipe import PretrainRecipe
-from gmsa_rag.training.tokenizer import END, train_tokenizer
+from gmsa_rag.training.recipe import PretrainRecipe, keep_recipe
+from gmsa_rag.training.tokenizer import train_tokenizer
 
 TEXT_SUFFIXES = (".txt.gz", ".txt")
 TOKENIZER_DOCUMENTS = 8_000
@@ -42,12 +41,16 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     Raises:
         DataError: If a data file is missing or unreadable.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.json").write_text(json.dumps(dataclasses.asdict(recipe), indent=1), encoding="utf-8")
+    keep_recipe(recipe, out)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     tokenizer = _tokenizer(files, recipe, out / "tokenizer")
     codec = TokenCodec(tokenizer)
-    stream = token_stream(files, codec, codec.control_id(END), out.parent)
+    stream = token_stream(files, codec, codec.end, out.parent)
+
+    if len(stream) <= recipe.window:
+        raise DataError(
+            "corpus", expected=f"more than {recipe.window} tokens", got=str(len(stream)), remedy="Name more text files."
+        )
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         def draw(rng: random.Random) -> Example:
@@ -67,7 +70,9 @@ def _tokenizer(files: list[Path], recipe: PretrainRecipe, folder: Path) -> PreTr
     if not folder.exists():
         each = TOKENIZER_DOCUMENTS // len(files)
         texts = (text for path in files for text in itertools.islice(read_documents(path), each))
-        train_tokenizer(texts, recipe.vocab_size).save_pretrained(folder)
+        beside = folder.with_name(f"{folder.name}.part")
+        train_tokenizer(texts, recipe.vocab_size).save_pretrained(beside)
+        beside.rename(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 

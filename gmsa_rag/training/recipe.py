@@ -1,13 +1,14 @@
 """Recipes: one frozen dataclass a training stage, read from YAML and saved beside the stage's checkpoint."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from gmsa_rag.errors import ConfigError
+from gmsa_rag.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Optimisation:
         learning_rate: Peak, reached after `warmup` steps.
         warmup: Steps of linear warm-up.
         betas: AdamW's.
-        weight_decay: On matrices, not on norms and embeddings.
+        weight_decay: On matrices, embeddings included, not on norms.
         clip: Largest gradient norm.
         save_every: Steps between checkpoints to resume from.
         seed: Of everything drawn.
@@ -41,6 +42,12 @@ class Optimisation:
     seed: int = 0
     bf16: bool = True
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        for field_ in dataclasses.fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, str):  # YAML reads 1e-3 as a text, 1.0e-3 as a number
+                raise TypeError(f"{field_.name} is the text {value!r}; write a number with a point, as 1.0e-3")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class KeftRecipe:
         rates: Drawn evenly, one a passage.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze`, `question`.
         full_text: Share of question prompts with text in the place of memories.
-        max_positions: Longest prompt trained on; longer ones lose passages that do not hold the answer.
+        max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
     """
 
     optimisation: Optimisation
@@ -143,7 +150,7 @@ def load_recipe(path: Path, kind: type[Stage]) -> Stage:
     Raises:
         ConfigError: If the file or the section is missing, a field is unknown or a required one missing.
     """
-    if not path.exists():
+    if not path.exists() and path.name == str(path):
         path = Path(__file__).parent / "recipes" / f"{path.stem}.yaml"
     try:
         section = yaml.safe_load(path.read_text(encoding="utf-8"))[_SECTIONS[kind]]
@@ -156,6 +163,31 @@ def load_recipe(path: Path, kind: type[Stage]) -> Stage:
             remedy="See gmsa_rag/training/recipes/gmsa-mini.yaml for a whole one.",
         ) from error
     return stage
+
+
+def keep_recipe(recipe: PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path) -> None:
+    """Save a stage's recipe in its directory.
+
+    Raises:
+        CheckpointError: If a run there was started with another one; how long it lasts may differ.
+    """
+    kept = out / "recipe.json"
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if kept.exists() and _lasting(json.loads(kept.read_text(encoding="utf-8"))) != _lasting(values):
+        raise CheckpointError(
+            f"run in {out}",
+            expected=f"the recipe it was started with, {kept.name}",
+            got="another recipe",
+            remedy="Choose another --out, or go on with the old recipe.",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def _lasting(values: dict[str, Any]) -> dict[str, Any]:
+    """What may not change while a run goes on."""
+    optimisation = {k: v for k, v in values["optimisation"].items() if k not in ("steps", "max_minutes", "compile")}
+    return {**values, "optimisation": optimisation}
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

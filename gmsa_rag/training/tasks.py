@@ -3,20 +3,22 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import ConfigError
+from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.prompt import passage_frame
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.cloze import as_question, make_cloze, sentences, thin
 from gmsa_rag.training.data import Question
 from gmsa_rag.training.examples import Example, Passage, Segment, num_positions
 from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS, Wording, draw_wording
+from gmsa_rag.training.tokenizer import ASSISTANT, USER
 
 Ids = list[int]
-OWN_WORDING, UNTITLED, FURTHER_TURNS = 0.5, 0.3, 4
+OWN_WORDING, UNTITLED, FURTHER_TURNS, AHEAD = 0.5, 0.3, 4, 32
 
 
 @dataclass
@@ -26,8 +28,7 @@ class Tasks:
     Attributes:
         codec: The tokenizer.
         config: The checkpoint's templates.
-        control: Ids of user, assistant and end tokens, from `Control.of`.
-        stream: Token stream of the corpus, documents ended by `control.end`.
+        stream: Token stream of the corpus, documents ended by the tokenizer's end token.
         rates: Rates to draw from.
         windows: Shortest and longest passage in tokens.
         questions: Questions by passage, from `group_questions`.
@@ -37,13 +38,30 @@ class Tasks:
 
     codec: TokenCodec
     config: GMSAConfig
-    control: "Control"
     stream: np.ndarray
     rates: Sequence[int]
     windows: tuple[int, int]
     questions: Sequence[Sequence[Question]] = ()
     full_text: float = 0.0
     max_positions: int = 768
+
+    def __post_init__(self) -> None:
+        least = self.windows[1] + AHEAD
+        if len(self.stream) <= least:
+            raise DataError(
+                "corpus",
+                expected=f"more than {least} tokens",
+                got=str(len(self.stream)),
+                remedy="Name more text files.",
+            )
+
+    @cached_property
+    def _user(self) -> int:
+        return self.codec.control_id(USER)
+
+    @cached_property
+    def _assistant(self) -> int:
+        return self.codec.control_id(ASSISTANT)
 
     def draw(self, weights: dict[str, float]) -> Callable[[random.Random], Example]:
         """A function that draws an example by the tasks' weights.
@@ -56,6 +74,10 @@ class Tasks:
             raise ConfigError(
                 "tasks", expected=str(sorted(known)), got=str(sorted(unknown)), remedy="Change the recipe."
             )
+        if weights.get("question") and not self.questions:
+            raise ConfigError(
+                "task question", expected="question files", got="none", remedy="Train it in KEFT, with questions."
+            )
         makers = [getattr(self, f"_{name}") for name in weights]
         return lambda rng: rng.choices(makers, list(weights.values()))[0](rng)
 
@@ -66,14 +88,13 @@ class Tasks:
             Segment(self.codec.prefix + self._text(before)),
             Passage(ids, rng.choice(self.rates)),
             Segment(self._text(after)),
-            Segment([*ids, self.control.end], learn=True),
+            Segment([*ids, self.codec.end], learn=True),
         ]
 
     def _continue(self, rng: random.Random) -> Example:
-        size, ahead = self._size(rng), 32
-        ids = self._span(rng, size + ahead)
-        head = Passage(ids[:-ahead], rng.choice(self.rates))
-        return [Segment(self.codec.prefix), head, Segment(ids[-ahead:], learn=True)]
+        ids = self._span(rng, self._size(rng) + AHEAD)
+        head = Passage(ids[:-AHEAD], rng.choice(self.rates))
+        return [Segment(self.codec.prefix), head, Segment(ids[-AHEAD:], learn=True)]
 
     def _quote(self, rng: random.Random) -> Example:
         ids = self._span(rng, max(self._size(rng), 40))
@@ -84,7 +105,7 @@ class Tasks:
             quoted = self.codec.decode(ids[start : start + size]).strip()
             if "\ufffd" not in quoted:  # a character cut in two cannot be quoted
                 follows = ids[start + size : start + size + rng.randint(6, 16)]
-                turns.append((rng.choice(QUOTE_PROMPTS).format(text=quoted), [*follows, self.control.end]))
+                turns.append((rng.choice(QUOTE_PROMPTS).format(text=quoted), [*follows, self.codec.end]))
         return self._turns(Passage(ids, rng.choice(self.rates)), turns) if turns else self._restore(rng)
 
     def _cloze(self, rng: random.Random) -> Example:
@@ -116,7 +137,7 @@ class Tasks:
         example = self._first_turn(wording, passages, asked[0], cite, as_text, rng)
         if wording.chat:
             for question in asked[1:]:
-                asks = [self.control.user, *self._text(f"Question: {question.question}"), self.control.assistant]
+                asks = [self._user, *self._text(f"Question: {question.question}"), self._assistant]
                 example += [Segment(asks), Segment(self._answer(question.answers[0] + cite), learn=True)]
         return example if num_positions(example) <= self.max_positions else self._cloze(rng)
 
@@ -134,8 +155,8 @@ class Tasks:
             memory = text if as_text else Passage(self.codec.encode([text])[0], rng.choice(self.rates))
             pieces += [before, memory, after]
         parts = self._join([*pieces, tail])
-        start = [*self.codec.prefix, self.control.user] if wording.chat else self.codec.prefix
-        closing = [Segment([self.control.assistant])] if wording.chat else []
+        start = [*self.codec.prefix, self._user] if wording.chat else self.codec.prefix
+        closing = [Segment([self._assistant])] if wording.chat else []
         return [Segment(start), *parts, *closing, Segment(self._answer(asked.answers[0] + cite), learn=True)]
 
     def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
@@ -152,16 +173,16 @@ class Tasks:
 
     def _turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
         """Several questions of one memory, each a turn, so that it is read once for all."""
-        example: list[Segment | Passage] = [Segment([*self.codec.prefix, self.control.user]), passage]
+        example: list[Segment | Passage] = [Segment([*self.codec.prefix, self._user]), passage]
         for index, (prompt, answer) in enumerate(turns):
-            opening = [self.control.user] if index else self._text("\n")
-            example.append(Segment([*opening, *self._text(prompt), self.control.assistant]))
+            opening = [self._user] if index else self._text("\n")
+            example.append(Segment([*opening, *self._text(prompt), self._assistant]))
             example.append(Segment(answer, learn=True))
         return example
 
     def _answer(self, text: str) -> Ids:
         """An answer's tokens. It starts with a space, as words within passages do: easier to copy."""
-        return [*self._text(" " + text), self.control.end]
+        return [*self._text(" " + text), self.codec.end]
 
     def _passages(self, question: Question, rng: random.Random) -> list[tuple[str, str]]:
         """Titles and texts: the gold passage, and of many at most four others, shuffled."""
@@ -173,8 +194,8 @@ class Tasks:
         return chosen
 
     def _own_wording(self) -> Wording:
-        _, _, template = self.config.answer_template.rpartition("<|user|>")
-        return Wording(self.config.passage_template, template.removesuffix("<|assistant|>"))
+        _, _, template = self.config.answer_template.rpartition(USER)
+        return Wording(self.config.passage_template, template.removesuffix(ASSISTANT))
 
     def _size(self, rng: random.Random) -> int:
         """Tokens of a passage; shorter ones come more often."""
@@ -185,7 +206,7 @@ class Tasks:
         for _ in range(64):
             start = rng.randrange(len(self.stream) - size)
             span = self.stream[start : start + size]
-            if not (span == self.control.end).any():
+            if not (span == self.codec.end).any():
                 break
         return [int(i) for i in span]
 
@@ -194,22 +215,6 @@ class Tasks:
         for piece, control in self.codec.split_control(text):
             ids += [self.codec.control_id(piece)] if control else self.codec.encode([piece])[0]
         return ids
-
-
-@dataclass(frozen=True)
-class Control:
-    """Ids of the tokens that frame a conversation."""
-
-    user: int
-    assistant: int
-    end: int
-
-    @classmethod
-    def of(
-        cls, codec: TokenCodec, user: str = "<|user|>", assistant: str = "<|assistant|>", end: str = "</s>"
-    ) -> "Control":
-        """Look the tokens up by name."""
-        return cls(codec.control_id(user), codec.control_id(assistant), codec.control_id(end))
 
 
 def group_questions(questions: Sequence[Question]) -> list[list[Question]]:

@@ -22,10 +22,20 @@ def test_questions_are_read(data):
     assert questions[0].answers[0] in questions[0].passages[1]
 
 
-@pytest.mark.parametrize("row", ["{", "[]", "{}", '{"question": 3}', "null"])
+GOOD = {"question": "q", "answers": ["a"], "contexts": [{"title": "t", "text": "x"}], "gold": [0]}
+BAD = [
+    {"answers": "Paris"},
+    {"answers": []},
+    {"gold": []},
+    {"gold": [1]},
+    {"gold": [-1]},
+    {"contexts": [{"title": "t"}]},
+]
+
+
+@pytest.mark.parametrize("row", ["{", "[]", "{}", '{"question": 3}', "null", *(json.dumps(GOOD | bad) for bad in BAD)])
 def test_a_malformed_row_is_named(tmp_path, row):
-    good = {"question": "q", "answers": ["a"], "contexts": [{"title": "t", "text": "x"}], "gold": [0]}
-    (tmp_path / "q.jsonl").write_text(json.dumps(good) + "\n" + row + "\n", encoding="utf-8")
+    (tmp_path / "q.jsonl").write_text(json.dumps(GOOD) + "\n" + row + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"q\.jsonl, row 2"):
         list(read_questions(tmp_path / "q.jsonl"))
 

@@ -1,9 +1,10 @@
+import dataclasses
 import random
 
 import pytest
 
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import ConfigError
+from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import num_positions as prompt_positions
 from gmsa_rag.inference.prompt import tokenise
@@ -11,7 +12,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, thin
 from gmsa_rag.training.data import find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Passage, Segment
-from gmsa_rag.training.tasks import Control, Tasks, group_questions
+from gmsa_rag.training.tasks import Tasks, group_questions
 
 TEMPLATES = {
     "restore_template": "{memory}<|restore|>",
@@ -24,9 +25,9 @@ TEMPLATES = {
 def tasks(data, tokenizer, tmp_path_factory):
     codec, config = TokenCodec(tokenizer), GMSAConfig(hidden_size=32, **TEMPLATES)
     files = find_files(data, ["rivers"], "text", [".txt.gz"])
-    stream = token_stream(files, codec, Control.of(codec).end, tmp_path_factory.mktemp("cache"))
+    stream = token_stream(files, codec, codec.end, tmp_path_factory.mktemp("cache"))
     questions = list(read_questions(data / "qa" / "rivers.train.jsonl"))
-    return Tasks(codec, config, Control.of(codec), stream, (1, 4, 8), (24, 200), group_questions(questions), 0.2)
+    return Tasks(codec, config, stream, (1, 4, 8), (24, 200), group_questions(questions), 0.2)
 
 
 def learned(tasks, example):
@@ -82,6 +83,13 @@ def test_the_own_wording_equals_the_answer_prompt(tasks, data, make_base, tokeni
 def test_an_unknown_task_is_a_typed_error(tasks):
     with pytest.raises(ConfigError, match="sing"):
         tasks.draw({"sing": 1.0})
+
+
+def test_what_cannot_be_drawn_is_a_typed_error(tasks):
+    with pytest.raises(DataError, match="more than 232 tokens"):
+        dataclasses.replace(tasks, stream=tasks.stream[:200])
+    with pytest.raises(ConfigError, match="question files"):
+        dataclasses.replace(tasks, questions=()).draw({"question": 1.0})
 
 
 def test_questions_of_the_same_passages_are_grouped(data):
