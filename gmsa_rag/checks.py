@@ -1,5 +1,6 @@
 """Checks of what callers pass in, shared by all packages. Loads nothing."""
 
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from gmsa_rag.errors import InputError, InputTypeError, RateError
@@ -28,6 +29,17 @@ def check_text(text: object, what: str = "passage") -> str:
             remedy='Clean it first, as with text.encode("utf-8", "replace").decode().',
         ) from error
     return text
+
+
+def check_texts(texts: object) -> list[str]:
+    """Texts as a list, one str as a list of one; InputTypeError or InputError unless each is valid Unicode."""
+    if isinstance(texts, str):
+        return [check_text(texts)]
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise InputTypeError(
+            "passages", expected="a str or a sequence of str", got=type(texts).__name__, remedy="Pass their texts."
+        )
+    return [check_text(text, f"passage {index}") for index, text in enumerate(texts)]
 
 
 def is_int(value: object) -> TypeGuard[int]:

@@ -269,7 +269,7 @@ class Library:
     ) -> tuple[Answer, float, float]:
         """The answer, and the seconds to its first piece and to its end."""
         clock = _Clock()
-        prompt, kept = self._fit(question, parts, titles)
+        prompt, kept = self.gmsa.fit_answer_prompt(neutralise(question), parts, titles, room=max_new_tokens)
         pieces = [(piece, clock.seconds()) for piece in self.gmsa.stream(prompt, max_new_tokens=max_new_tokens)]
         total = clock.seconds()
         text = "".join(piece for piece, _ in pieces)
@@ -278,14 +278,6 @@ class Library:
 
     def _prompt(self, question: str, parts: Sequence[Part], titles: Sequence[str]) -> list[Part]:
         return self.gmsa.answer_prompt(neutralise(question), parts, titles)
-
-    def _fit(self, question: str, parts: Sequence[Part], titles: Sequence[str]) -> tuple[list[Part], int]:
-        """The prompt with as many passages as fit, and their number."""
-        for kept in range(len(parts), 0, -1):
-            prompt = self._prompt(question, parts[:kept], titles[:kept])
-            if self.gmsa.num_positions(prompt) < self.gmsa.decoder_window:
-                return prompt, kept
-        return self._prompt(question, (), ()), 0
 
     def _embedded(self, entry: Entry) -> bool:
         return bool(entry.metadata.get("gmsa_embedder") == self.embedder_name)

@@ -153,12 +153,9 @@ def fit_prompt(gmsa: GMSA, question: Question, passages: Sequence[Part], room: i
         passages: Memories or texts, at most one a title.
         room: Positions the answer needs.
     """
-    for kept in range(len(passages), -1, -1):
-        parts = gmsa.answer_prompt(question.question, passages[:kept], question.titles[:kept])
-        positions = gmsa.num_positions(parts)
-        if positions + room <= gmsa.decoder_window:
-            break
-    return Prompt(parts, positions, len(passages) - kept)
+    titles = question.titles[: len(passages)]
+    parts, kept = gmsa.fit_answer_prompt(question.question, passages, titles, room=room)
+    return Prompt(parts, gmsa.num_positions(parts), len(passages) - kept)
 
 
 def answer_all(gmsa: GMSA, prompts: Sequence[Prompt], max_new_tokens: int, bar: Progress, task: TaskID) -> list[Answer]:

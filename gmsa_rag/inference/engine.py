@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, overload
 
@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmsa_rag.checks import check_rate, check_text
+from gmsa_rag.checks import check_rate, check_text, check_texts
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import FingerprintError, InputTypeError, ShapeError
-from gmsa_rag.inference.batching import token_budget_batches
+from gmsa_rag.errors import ConfigError, FingerprintError, InputTypeError, ShapeError
 from gmsa_rag.inference.chat import chat_parts
+from gmsa_rag.inference.compression import compress_passages
 from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
 from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype
 from gmsa_rag.inference.prompt import (
     Answer,
     Part,
     answer_prompt,
+    check_fits,
     check_overflow,
     check_prompt,
     fit,
@@ -32,13 +33,11 @@ from gmsa_rag.inference.prompt import (
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.keys import memory_key
 from gmsa_rag.memory.memory import Memory
-from gmsa_rag.memory.store import MemoryStore, open_store
+from gmsa_rag.memory.store import MemoryStore, opened_store
 from gmsa_rag.modeling.checkpoint import Checkpoint, fingerprint, load_checkpoint, save_checkpoint
-from gmsa_rag.modeling.compressor import Compressor, cut_windows
-from gmsa_rag.modeling.group_merging import num_groups
+from gmsa_rag.modeling.compressor import Compressor
 
 logger = logging.getLogger(__name__)
-COMPRESS_TOKENS = 8_192
 
 
 class GMSA:
@@ -114,6 +113,10 @@ class GMSA:
         Raises:
             ConfigError: If the base has too few layers or no known shape.
         """
+        if unknown := sorted(set(settings) - {field.name for field in fields(GMSAConfig)}):
+            raise ConfigError(
+                "settings", expected="fields of GMSAConfig", got=", ".join(unknown), remedy="Check their names."
+            )
         config = GMSAConfig(
             encoder_layers=encoder_layers, lsa_layers=lsa_layers, hidden_size=model.config.hidden_size, **settings
         )
@@ -159,15 +162,15 @@ class GMSA:
             InputError: If a passage is not valid Unicode.
         """
         check_rate(rate)
-        texts = _check_passages(passages)
+        texts = check_texts(passages)
         keys = [memory_key(self.fingerprint, rate, text) for text in texts]
-        opened = open_store(store) if store is not None else None
-        stored = opened.get_many(keys) if opened is not None else [None] * len(keys)
-        found = {key: memory for key, memory in zip(keys, stored, strict=True) if memory is not None}
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
-        computed = self._compress(list(missing.values()), list(missing), rate)
-        if opened is not None and computed:
-            opened.put_many(computed, list(missing.values()))
+        with opened_store(store) as opened:
+            stored = opened.get_many(keys) if opened is not None else [None] * len(keys)
+            found = {key: memory for key, memory in zip(keys, stored, strict=True) if memory is not None}
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+            computed = self._compress(list(missing.values()), list(missing), rate)
+            if opened is not None and computed:
+                opened.put_many(computed, list(missing.values()))
         found |= {memory.key: memory for memory in computed}
         memories = [found[key] for key in keys]
         return memories[0] if isinstance(passages, str) else memories
@@ -205,7 +208,7 @@ class GMSA:
         batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
         prompts = list(prompt) if batched else [prompt]  # type: ignore[arg-type]
         sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = [self._embed(self.fit(parts, overflow)[0]) for parts in prompts]
+        embedded = [self._embed(self.fit(parts, overflow, max_new_tokens)[0]) for parts in prompts]
         texts = self._generator.generate(embedded, sampling)
         return texts if batched else texts[0]
 
@@ -221,7 +224,7 @@ class GMSA:
     ) -> Iterator[str]:
         """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
         sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = self._embed(self.fit(prompt, overflow)[0])
+        embedded = self._embed(self.fit(prompt, overflow, max_new_tokens)[0])
         return self._generator.stream(embedded, sampling)
 
     def restore(self, memory: Memory) -> str:
@@ -229,14 +232,16 @@ class GMSA:
 
         Raises:
             FingerprintError: If the memory was made by another compressor.
+            PromptTooLongError: If a window's memory and text together do not fit into the decoder.
         """
         self._check(memory)
-        texts = []
+        ids: list[int] = []
         for window in memory.windows():
             prompt, _ = self.fit(restore_prompt(self.config, window))
+            check_fits(self.num_positions(prompt) + window.num_tokens, self.decoder_window)
             sampling = Sampling(window.num_tokens + window.num_tokens // 4 + 8)
-            texts += self._generator.generate([self._embed(prompt)], sampling)
-        return "".join(texts)
+            ids += self._generator.generate_ids([self._embed(prompt)], sampling)[0]
+        return self.codec.decode(ids)
 
     def answer(
         self,
@@ -260,22 +265,52 @@ class GMSA:
             PromptTooLongError: If the prompt, or the question alone, does not fit.
             FingerprintError: If a memory was made by another compressor.
         """
-        kept, total = len(passages), len(passages)
-        parts = self.answer_prompt(question, passages, titles)
-        check_overflow(overflow)
-        while overflow == "drop_last" and kept and self.num_positions(parts) >= self.decoder_window:
-            kept -= 1
-            parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
+        parts, kept = self.fit_answer_prompt(question, passages, titles, overflow=overflow, room=max_new_tokens)
         text = self.generate(parts, max_new_tokens=max_new_tokens)
-        return parse_answer(text, self.config, tuple(range(kept + 1, total + 1)))
+        return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)))
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
         """The prompt that `answer` uses, for `generate`, `stream` and `num_positions`."""
         check_text(question, "question")
-        for passage in passages:
-            if not isinstance(passage, Memory):
-                check_text(passage)
+        if isinstance(passages, (str, Memory)):
+            raise InputTypeError(
+                "passages",
+                expected="a sequence of str and Memory",
+                got=type(passages).__name__,
+                remedy="Put it into a list.",
+            )
+        for text in [*(passage for passage in passages if not isinstance(passage, Memory)), *(titles or ())]:
+            check_text(text)
         return answer_prompt(self.config, question, list(passages), titles)
+
+    def fit_answer_prompt(
+        self,
+        question: str,
+        passages: Sequence[Part],
+        titles: Sequence[str] | None = None,
+        *,
+        overflow: str = "drop_last",
+        room: int = 1,
+    ) -> tuple[list[Part], int]:
+        """The prompt that `answer` uses, and how many of the passages are in it.
+
+        Args:
+            question: The question.
+            passages: Memories, or texts left as they are.
+            titles: One a passage, "" for none.
+            overflow: "error", or "drop_last" to leave passages out from the end until the prompt fits.
+            room: Positions to leave for an answer, >= 1.
+
+        Raises:
+            PromptTooLongError: If the prompt, or the question alone, does not fit.
+        """
+        check_overflow(overflow)
+        parts = self.answer_prompt(question, passages, titles)
+        kept = len(passages)
+        while overflow == "drop_last" and kept and self.num_positions(parts) + room > self.decoder_window:
+            kept -= 1
+            parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
+        return self.fit(parts)[0], kept
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]]) -> list[Part]:
         """The decoder's chat template over messages, for `generate` and `stream`.
@@ -289,12 +324,13 @@ class GMSA:
         """
         return chat_parts(self.tokenizer, messages)
 
-    def fit(self, prompt: Part | Sequence[Part], overflow: str = "error") -> tuple[list[Part], int]:
+    def fit(self, prompt: Part | Sequence[Part], overflow: str = "error", room: int = 1) -> tuple[list[Part], int]:
         """Make a prompt fit the decoder's window.
 
         Args:
             prompt: Its parts.
             overflow: "error", or "drop_last" to leave memories out from the end until it fits.
+            room: Positions to leave for an answer with "drop_last"; one is needed in any case.
 
         Returns:
             The parts that fit, and how many memories were left out; a warning in the log says so too.
@@ -302,7 +338,7 @@ class GMSA:
         Raises:
             PromptTooLongError: If the prompt does not fit, or not even without its memories.
         """
-        return fit(check_prompt(prompt), self.codec, self.decoder_window, overflow)
+        return fit(check_prompt(prompt), self.codec, self.decoder_window, overflow, room)
 
     def num_positions(self, prompt: Part | Sequence[Part]) -> int:
         """Positions a prompt takes in the decoder."""
@@ -323,34 +359,11 @@ class GMSA:
 
     def _compress(self, texts: Sequence[str], keys: Sequence[str], rate: int) -> list[Memory]:
         passages = self.codec.encode(texts)
-        borders = [cut_windows(len(ids), rate, self.config.window) for ids in passages]
-        spans = [(row, a, b) for row, cuts in enumerate(borders) for a, b in pairwise(cuts) if b > a]
-        soft = self._compress_windows([passages[row][a:b] for row, a, b in spans], rate)
-        rows: list[list[Tensor]] = [[] for _ in texts]
-        for (row, _, _), tokens in zip(spans, soft, strict=True):
-            rows[row].append(tokens)
-        nothing = torch.zeros((0, self.decoder.config.hidden_size), dtype=self.decoder.dtype)
+        compressed = compress_passages(self.compressor, passages, rate, self.config.window)
         return [
-            Memory(
-                torch.cat(rows[i]) if rows[i] else nothing, keys[i], rate, len(ids), self.fingerprint, tuple(borders[i])
-            )
-            for i, ids in enumerate(passages)
+            Memory(soft_tokens, key, rate, len(ids), self.fingerprint, borders)
+            for key, ids, (soft_tokens, borders) in zip(keys, passages, compressed, strict=True)
         ]
-
-    @torch.inference_mode()
-    def _compress_windows(self, windows: Sequence[Sequence[int]], rate: int) -> list[Tensor]:
-        """Soft tokens of each window, on the CPU."""
-        soft: list[Tensor] = [torch.empty(0)] * len(windows)
-        for batch in token_budget_batches([len(ids) for ids in windows], COMPRESS_TOKENS):
-            lengths = [len(windows[index]) for index in batch]
-            ids = torch.zeros((len(batch), max(lengths)), dtype=torch.long)
-            for row, index in enumerate(batch):
-                ids[row, : lengths[row]] = torch.tensor(windows[index])
-            packed = self.compressor(ids.to(self.decoder.device), lengths, [rate] * len(batch)).cpu()
-            counts = [num_groups(length, rate) for length in lengths]
-            for index, tokens in zip(batch, packed.split(counts), strict=True):
-                soft[index] = tokens.clone()  # a view would keep the whole batch alive
-        return soft
 
     @torch.inference_mode()
     def _embed(self, parts: Sequence[Part]) -> Tensor:
@@ -383,13 +396,3 @@ class GMSA:
 
 def _is_batch(prompt: Sequence[Any]) -> bool:
     return all(isinstance(part, Sequence) and not isinstance(part, str) for part in prompt)
-
-
-def _check_passages(passages: object) -> list[str]:
-    if isinstance(passages, str):
-        return [check_text(passages)]
-    if not isinstance(passages, Sequence) or isinstance(passages, bytes):
-        raise InputTypeError(
-            "passages", expected="a str or a sequence of str", got=type(passages).__name__, remedy="Pass their texts."
-        )
-    return [check_text(passage, f"passage {index}") for index, passage in enumerate(passages)]

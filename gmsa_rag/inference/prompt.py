@@ -12,7 +12,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 
 logger = logging.getLogger(__name__)
-CITATION = re.compile(r"\s*\[(\d{1,3})\]")
+CITATIONS = re.compile(r"(?:\s*\[\d{1,3}\])+\s*$")
 
 
 class Verbatim(str):
@@ -90,11 +90,11 @@ def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
     return sum(part.num_soft_tokens if isinstance(part, Memory) else len(part) for part in tokens)
 
 
-def fit(parts: list[Part], codec: TokenCodec, window: int, overflow: str) -> tuple[list[Part], int]:
-    """Leave memories out from the end until a prompt fits, where `overflow` says so; see `GMSA.fit`."""
+def fit(parts: list[Part], codec: TokenCodec, window: int, overflow: str, room: int = 1) -> tuple[list[Part], int]:
+    """Leave memories out from the end until a prompt and `room` positions fit; see `GMSA.fit`."""
     check_overflow(overflow)
     dropped = 0
-    while overflow == "drop_last" and num_positions(tokenise(parts, codec)) >= window:
+    while overflow == "drop_last" and num_positions(tokenise(parts, codec)) + room > window:
         last = max((index for index, part in enumerate(parts) if isinstance(part, Memory)), default=None)
         if last is None:
             break
@@ -174,8 +174,9 @@ def parse_answer(text: str, config: GMSAConfig, dropped: tuple[int, ...] = ()) -
     """Part an answer from the passage numbers at its end."""
     if not config.cites:
         return Answer(text.strip(), dropped=dropped)
-    numbers = dict.fromkeys(int(number) for number in CITATION.findall(text))
-    return Answer(CITATION.sub("", text).strip(), tuple(numbers), dropped)
+    found = CITATIONS.search(text)
+    numbers = dict.fromkeys(int(number) for number in re.findall(r"\d+", found.group())) if found else {}
+    return Answer(CITATIONS.sub("", text).strip(), tuple(numbers), dropped)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

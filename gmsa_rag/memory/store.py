@@ -6,7 +6,8 @@ import atexit
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -346,6 +347,16 @@ def default_store() -> MemoryStore:
             atexit.register(store.close)
             _default_stores[process] = store
         return _default_stores[process]
+
+
+@contextmanager
+def opened_store(store: MemoryStore | str | Path | None) -> Iterator[MemoryStore | None]:
+    """The store, closed afterwards if it was opened here."""
+    if store is None or isinstance(store, MemoryStore):
+        yield store
+    else:
+        with open_store(store) as opened:
+            yield opened
 
 
 def open_store(store: MemoryStore | str | Path | None) -> MemoryStore:

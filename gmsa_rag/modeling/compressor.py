@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from gmsa_rag.checks import check_rate
 from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import RateError
 from gmsa_rag.modeling.alignment import LayerSemanticAlignment, first_layers
 from gmsa_rag.modeling.group_merging import group_bounds, group_merge, num_groups
 
@@ -62,9 +63,17 @@ def cut_windows(num_tokens: int, rate: int, window: int) -> list[int]:
 
     Returns:
         Ascending token offsets from 0 to num_tokens. All but the last are multiples of `rate`, so that cutting does
-        not change the number of soft tokens. A rate beyond the window makes each window one group.
+        not change the number of soft tokens.
+
+    Raises:
+        RateError: If the passage has to be cut, and the rate is beyond the window.
     """
-    step = max(window // check_rate(rate), 1) * rate
+    if check_rate(rate) > window and num_tokens > window:
+        raise RateError(
+            "rate", expected=f"at most the window, {window}, for a passage of {num_tokens} tokens", got=str(rate),
+            remedy="Compress at a lower rate.",
+        )  # fmt: skip
+    step = max(window // rate, 1) * rate
     return [*range(0, num_tokens, step), num_tokens] if num_tokens else [0, 0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gmsa_rag.errors import InputError, InputTypeError, RateError
-from gmsa_rag.inference import engine as module
+from gmsa_rag.inference import compression as module
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.memory.store import MemoryStore
 from tests.conftest import TEXT
@@ -38,7 +38,7 @@ def test_a_ragged_batch_of_16_equals_16_single_calls(gmsa, rate):
 
 def test_batches_are_cut_by_the_token_budget(gmsa, monkeypatch):
     whole = gmsa.compress(RAGGED, rate=4)
-    monkeypatch.setattr(module, "COMPRESS_TOKENS", 60)
+    monkeypatch.setattr(module, "BATCH_TOKENS", 60)
     for a, b in zip(whole, gmsa.compress(RAGGED, rate=4), strict=True):
         torch.testing.assert_close(a.soft_tokens, b.soft_tokens, atol=1e-5, rtol=0)
 
@@ -55,11 +55,17 @@ def test_windows_are_compressed_apart_and_joined(gmsa):
     assert memory.num_soft_tokens == -(-len(ids) // 5)
 
 
-@pytest.mark.parametrize("rate", [1, 2, 16, 1000])
+@pytest.mark.parametrize("rate", [1, 2, 16, 48])
 def test_a_rate_beyond_the_passage_gives_one_soft_token(gmsa, rate):
     memory = gmsa.compress("The Danube", rate=rate)
     assert memory.num_soft_tokens == -(-memory.num_tokens // rate)
     assert memory.rate == rate and memory.fingerprint == gmsa.fingerprint
+
+
+def test_a_rate_beyond_the_window_takes_no_longer_passage(gmsa):
+    assert gmsa.compress("The Danube", rate=1000).num_soft_tokens == 1
+    with pytest.raises(RateError, match="at most the window"):
+        gmsa.compress(TEXT, rate=1000)
 
 
 def test_empty_passages_and_lists_are_defined(gmsa):

@@ -105,7 +105,14 @@ def test_sampling_draws(gmsa, memories):
     assert len(drawn) > 1
 
 
-@pytest.mark.parametrize("setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}])
+def test_a_base_s_own_generation_settings_stay_out(gmsa, memories, monkeypatch):
+    plain = gmsa.generate([memories[3], QUESTION], max_new_tokens=12)
+    monkeypatch.setattr(gmsa.decoder.generation_config, "repetition_penalty", 1.9)
+    monkeypatch.setattr(gmsa.decoder.generation_config, "no_repeat_ngram_size", 1)
+    assert gmsa.generate([memories[3], QUESTION], max_new_tokens=12) == plain
+
+
+@pytest.mark.parametrize("setting", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"stop": ""}])
 def test_bad_sampling_is_a_typed_error(gmsa, setting):
     with pytest.raises(ConfigError, match="sampling"):
         gmsa.generate(["Hello"], **setting)
@@ -188,6 +195,11 @@ def test_answers_use_the_templates(gmsa, memories):
         gmsa.answer("Who?", memories[:2], titles=["one"])
     with pytest.raises(InputTypeError, match="passage"):
         gmsa.answer("Who?", [3])
+    for passages in ("one passage", memories[0]):
+        with pytest.raises(InputTypeError, match="Put it into a list"):
+            gmsa.answer("Who?", passages)
+    with pytest.raises(InputTypeError, match="a str"):
+        gmsa.answer("Who?", memories[:1], titles=[None])
     with pytest.raises(InputTypeError, match="question"):
         gmsa.answer(None, [])
 
@@ -210,6 +222,7 @@ def test_citations_are_parted_from_the_answer(gmsa):
     cites = type(gmsa.config)(cites=True)
     assert parse_answer(" Vienna [2] [1] [2]", cites) == Answer("Vienna", (2, 1))
     assert parse_answer(" Vienna", cites) == Answer("Vienna")
+    assert parse_answer(" the array[3] of Vienna [1]", cites) == Answer("the array[3] of Vienna", (1,))
     assert parse_answer(" see [2]", gmsa.config) == Answer("see [2]")
 
 
@@ -261,3 +274,15 @@ def test_an_unknown_device_or_dtype_is_a_typed_error(gmsa, tmp_path, setting, va
 def test_an_unknown_control_token_is_a_typed_error(gmsa):
     with pytest.raises(ConfigError, match="control token"):
         gmsa.codec.control_id("<|nobody|>")
+
+
+def test_a_restoration_that_cannot_fit_is_a_typed_error(make_base, tokenizer):
+    made = GMSA.from_base(make_base(), tokenizer, encoder_layers=2, window=400)
+    memory = made.compress(TEXT * 4, rate=4)
+    with pytest.raises(PromptTooLongError):
+        made.restore(memory)
+
+
+def test_an_unknown_setting_is_a_typed_error(make_base, tokenizer):
+    with pytest.raises(ConfigError, match="windw"):
+        GMSA.from_base(make_base(), tokenizer, encoder_layers=2, windw=64)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,38 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(gmsa, saved, tmp_path):
     with pytest.raises(CheckpointError, match="other files"):
         gmsa.save_pretrained(tmp_path / "other")
     assert (tmp_path / "other" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_base_model_s_folder_is_not_replaced(gmsa, tmp_path):
+    gmsa.decoder.save_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="other files"):
+        gmsa.save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "model.safetensors").exists()
+
+
+def test_a_swap_that_fails_puts_the_old_checkpoint_back(gmsa, saved, monkeypatch):
+    rename = Path.rename
+
+    def fail(self, target):
+        if target == saved and not self.name.endswith("-old"):
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space"):
+        gmsa.save_pretrained(saved)
+    monkeypatch.undo()
+    assert verify_fingerprint(saved) == gmsa.fingerprint
+    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_cast_at_run_time_leaves_the_fingerprint_when_saved_again(gmsa, tmp_path):
+    gmsa.save_pretrained(tmp_path / "narrow", dtype=torch.bfloat16)
+    wide = GMSA.from_pretrained(tmp_path / "narrow")
+    assert wide.decoder.dtype == torch.float32
+    wide.save_pretrained(tmp_path / "again")
+    assert verify_fingerprint(tmp_path / "again") == wide.fingerprint
+    assert read_config(tmp_path / "again").shared_embeddings
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(gmsa, saved, monkeypatch):

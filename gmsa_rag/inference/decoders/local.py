@@ -16,6 +16,8 @@ from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.tokens import TokenCodec
 
 BATCH_POSITIONS = 16_384
+# Left unset, these would come from the base's own generation_config.json.
+PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or "" in self.stop:
             raise ConfigError(
                 "sampling",
-                expected="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1",
-                got=f"{self.max_new_tokens}, {self.temperature}, {self.top_p}",
+                expected="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1, no empty stop string",
+                got=f"{self.max_new_tokens}, {self.temperature}, {self.top_p}, {list(self.stop)}",
                 remedy="Change the setting.",
             )
 
@@ -63,12 +65,16 @@ class LocalDecoder:
             prompts: Embedded prompts, each (num_positions, hidden_size), num_positions < window.
             sampling: How to choose tokens.
         """
-        texts = [""] * len(prompts)
+        return [self._text(ids, sampling.stop)[0] for ids in self.generate_ids(prompts, sampling)]
+
+    def generate_ids(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[list[int]]:
+        """Token ids after each prompt, without the end token; see `generate`."""
+        rows: list[list[int]] = [[] for _ in prompts]
         for batch in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
-            ids = self._run([prompts[index] for index in batch], sampling)
-            for index, row in zip(batch, ids.tolist(), strict=True):
-                texts[index] = self._text(self._until_end(row), sampling.stop)[0]
-        return texts
+            generated = self._run([prompts[index] for index in batch], sampling).tolist()
+            for index, row in zip(batch, generated, strict=True):
+                rows[index] = self._until_end(row)
+        return rows
 
     def stream(self, prompt: Tensor, sampling: Sampling) -> Iterator[str]:
         """Text after a prompt, piece by piece; the pieces add up to what `generate` gives.
@@ -147,10 +153,13 @@ class LocalDecoder:
 
     def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
         end = self.model.generation_config.eos_token_id
-        draws = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+        draws = (
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        )
         return GenerationConfig(
             max_new_tokens=min(sampling.max_new_tokens, room),
             do_sample=bool(draws),
+            **PLAIN,
             eos_token_id=end,
             pad_token_id=_first(end, self.model.config.pad_token_id),
             **draws,
