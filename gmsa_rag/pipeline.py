@@ -232,8 +232,8 @@ class Library:
         if rows:
             vectors, metadatas = zip(*rows, strict=True)
             texts, ids = [document.text for document in documents], [document.id for document in documents]
-            self.index.add(texts, np.stack(vectors), metadatas, ids)
-        if stale:
+            self.index.add(texts, np.stack(vectors), metadatas, ids, remove=stale)
+        elif stale:
             self.index.delete(stale)
 
     def _retrieve(self, question: str, k: int) -> list[Hit]:

@@ -128,3 +128,10 @@ def check_vectors(vectors: object, dimension: int | None) -> Floats:
     if not array.any(axis=1).all():
         raise InputError("vectors", expected="a direction", got="a zero vector", remedy="Leave empty texts out.")
     return array
+
+
+def cosine(vector: Floats, query: Floats) -> float:
+    """Cosine of the angle between two vectors, -1 to 1, higher is closer."""
+    # Summed row by row in float64, so that equal vectors score equally wherever they stand.
+    score = float((unit(vector) * unit(query)).sum())
+    return max(-1.0, min(1.0, round(score, 12)))

@@ -20,7 +20,7 @@ import numpy as np
 from gmsa_rag.checks import is_int
 from gmsa_rag.errors import InputError, ShapeError
 from gmsa_rag.memory.database import Database, chunks
-from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, faiss_distributions, load_faiss, unit
+from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, cosine, faiss_distributions, load_faiss
 from gmsa_rag.memory.keys import encode_text
 
 __all__ = ["Entry", "Hit", "VectorIndex", "faiss_distributions"]
@@ -118,6 +118,8 @@ class VectorIndex:
         vectors: object,
         metadatas: Sequence[Mapping[str, Any]] | None = None,
         ids: Sequence[str] | None = None,
+        *,
+        remove: Iterable[str] = (),
     ) -> list[str]:
         """Write rows in one transaction; a row whose id is there already is replaced and keeps its place.
 
@@ -126,6 +128,7 @@ class VectorIndex:
             vectors: One for each text, (count, dimension), anything numpy can read; any length but zero.
             metadatas: One JSON object for each text; None for empty ones.
             ids: One name for each text; None makes random ones. Of equal ones the last wins.
+            remove: Names of rows to delete in the same transaction.
         Returns:
             The ids.
         Raises:
@@ -139,7 +142,7 @@ class VectorIndex:
         array = check_vectors(vectors, None) if texts else np.zeros((0, 1), np.float32)
         _check_counts(len(texts), vectors=len(array), metadatas=len(objects), ids=len(names))
         if names:
-            self._put(names, objects, passages, array)
+            self._put(names, objects, passages, array, remove)
         return names
 
     def delete(self, ids: Iterable[str]) -> int:
@@ -152,15 +155,12 @@ class VectorIndex:
         Raises:
             StoreError: If another connection keeps the bytes in the log; the rows are deleted all the same.
         """
-        names = [_check_id(name) for name in ids]
         with self._database.write() as connection:
-            positions = self._positions(connection, names)
-            marks = [(position,) for position in positions.values()]
-            connection.executemany("DELETE FROM vectors WHERE position = ?", marks)
+            dropped = self._drop(connection, ids)
             generation = self._bump(connection)
-        self._follow(generation, lambda flat: flat.remove(positions.values()))
+        self._follow(generation, lambda flat: flat.remove(dropped))
         self._database.erase_deleted()
-        return len(positions)
+        return len(dropped)
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
         """Read rows by id.
@@ -264,15 +264,25 @@ class VectorIndex:
         with self._database.read() as connection:
             return int(connection.execute(query, (self._database.namespace_id,)).fetchone()[0])
 
-    def _put(self, names: list[str], objects: list[str], passages: list[bytes], array: Floats) -> None:
+    def _put(
+        self, names: list[str], objects: list[str], passages: list[bytes], array: Floats, remove: Iterable[str]
+    ) -> None:
         rows = zip(names, objects, passages, (vector.tobytes() for vector in array), strict=True)
         with self._database.write() as connection:
             check_vectors(array, self._width(connection))
+            dropped = self._drop(connection, remove)
             connection.executemany(_PUT, [(self._database.namespace_id, *row) for row in rows])
             positions = self._positions(connection, names)
             vectors = {positions[name]: vector for name, vector in zip(names, array, strict=True)}
             generation = self._bump(connection)
-        self._follow(generation, lambda flat: flat.put(vectors))
+        self._follow(generation, lambda flat: (flat.remove(dropped), flat.put(vectors)))
+        if dropped:
+            self._database.erase_deleted()
+
+    def _drop(self, connection: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
+        positions = [*self._positions(connection, [_check_id(name) for name in ids]).values()]
+        connection.executemany("DELETE FROM vectors WHERE position = ?", [(position,) for position in positions])
+        return positions
 
     def _bump(self, connection: sqlite3.Connection) -> int:
         generation = self._stored_generation(connection) + 1
@@ -280,7 +290,7 @@ class VectorIndex:
         connection.execute(query, (generation, self._database.namespace_id))
         return generation
 
-    def _follow(self, generation: int, change: Callable[[FlatIndex], None]) -> None:
+    def _follow(self, generation: int, change: Callable[[FlatIndex], object]) -> None:
         """Make a committed change in FAISS too, unless that has missed others or was rebuilt meanwhile."""
         with self._database.read() as connection:
             flat = self._flat
@@ -313,7 +323,7 @@ class VectorIndex:
         while True:
             positions, lowest = flat.nearest(query, count)
             found = sorted(self._entries(connection, positions).items())
-            hits = [Hit(entry, _cosine(entry.vector, query)) for _, entry in found if not predicate or predicate(entry)]
+            hits = [Hit(entry, cosine(entry.vector, query)) for _, entry in found if not predicate or predicate(entry)]
             hits = sorted(hits, key=lambda hit: -hit.score)[:k]
             if count == len(flat) or (len(hits) == k and lowest < hits[-1].score - _TIE):
                 return hits
@@ -368,12 +378,6 @@ class VectorIndex:
         if not vector.any() or not np.isfinite(vector).all():
             raise self._database.corrupt(f"vector {name!r}: damaged numbers")
         return vector
-
-
-def _cosine(vector: Floats, query: Floats) -> float:
-    # Summed row by row in float64, so that equal vectors score equally wherever they stand.
-    score = float((unit(vector) * unit(query)).sum())
-    return max(-1.0, min(1.0, round(score, 12)))
 
 
 def _check_id(name: str) -> str:

@@ -317,3 +317,15 @@ def test_faiss_installed_twice_is_refused(fresh_import, monkeypatch):
 
 def test_faiss_is_installed_once():
     assert len(faiss_distributions()) == 1
+
+
+def test_rows_are_replaced_in_one_transaction(tmp_path):
+    with VectorIndex(tmp_path / "i.db") as index:
+        index.add(["a", "b"], [[1.0, 0.0], [0.0, 1.0]], ids=["a", "b"])
+        with pytest.raises(InputError):
+            index.add(["c"], [[0.0, 0.0]], ids=["c"], remove=["a"])
+        assert len(index) == 2
+        index.add(["c"], [[0.6, 0.8]], ids=["c"], remove=["a", "nobody"])
+        assert [entry.id for entry in index.entries()] == ["b", "c"]
+        assert [hit.entry.id for hit in index.search([0.0, 1.0], k=3)] == ["b", "c"]
+        index.check()
