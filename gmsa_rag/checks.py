@@ -1,7 +1,8 @@
-"""Checks of what callers pass in, shared by all packages. Loads nothing."""
+"""Checks of what callers pass in, shared by all packages. Loads nothing heavy."""
 
-from collections.abc import Sequence
-from typing import TypeGuard
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 from gmsa_rag.errors import InputError, InputTypeError, RateError
 
@@ -40,6 +41,18 @@ def check_texts(texts: object) -> list[str]:
             "passages", expected="a str or a sequence of str", got=type(texts).__name__, remedy="Pass their texts."
         )
     return [check_text(text, f"passage {index}") for index, text in enumerate(texts)]
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Metadata as JSON; InputError unless reading it back gives the same."""
+    try:
+        dumped = json.dumps(dict(metadata), allow_nan=False)
+        if json.loads(dumped) == dict(metadata):
+            return dumped
+        got = "values that JSON would change, such as tuples or keys that are not texts"
+    except (ValueError, TypeError, RecursionError) as error:
+        got = str(error)[:200]
+    raise InputError("metadata", expected="a JSON object", got=got, remedy="Use texts, numbers, lists and dicts.")
 
 
 def is_int(value: object) -> TypeGuard[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gmsa_rag.checks import is_int
+from gmsa_rag.checks import dump_metadata, is_int
 from gmsa_rag.errors import InputError, ShapeError
 from gmsa_rag.memory.database import Database, chunks
 from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, cosine, faiss_distributions, load_faiss
@@ -137,7 +137,7 @@ class VectorIndex:
         """
         texts = list(texts)
         names = [uuid.uuid4().hex for _ in texts] if ids is None else [_check_id(name) for name in ids]
-        objects = [_dump(value) for value in ([{}] * len(texts) if metadatas is None else metadatas)]
+        objects = [dump_metadata(value) for value in ([{}] * len(texts) if metadatas is None else metadatas)]
         passages = [encode_text(text) for text in texts]
         array = check_vectors(vectors, None) if texts else np.zeros((0, 1), np.float32)
         _check_counts(len(texts), vectors=len(array), metadatas=len(objects), ids=len(names))
@@ -391,14 +391,3 @@ def _check_counts(expected: int, **counts: int) -> None:
         if count != expected:
             got, remedy = f"{count} for {expected} texts", "Pass them in the same order."
             raise InputError(name, expected="one for each text", got=got, remedy=remedy)
-
-
-def _dump(metadata: Mapping[str, Any]) -> str:
-    try:
-        dumped = json.dumps(dict(metadata), allow_nan=False)
-        if json.loads(dumped) == dict(metadata):
-            return dumped
-        got = "values that JSON would change, such as tuples or keys that are not texts"
-    except (ValueError, TypeError, RecursionError) as error:
-        got = str(error)[:200]
-    raise InputError("metadata", expected="a JSON object", got=got, remedy="Use texts, numbers, lists and dicts.")
