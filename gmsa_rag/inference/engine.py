@@ -206,7 +206,7 @@ class GMSA:
             InputError: If a prompt is empty.
         """
         batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
-        prompts = list(prompt) if batched else [prompt]  # type: ignore[arg-type]
+        prompts: Any = prompt if batched else [prompt]
         sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
         embedded = [self._embed(self.fit(parts, overflow, max_new_tokens)[0]) for parts in prompts]
         texts = self._generator.generate(embedded, sampling)

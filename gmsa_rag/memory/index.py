@@ -275,7 +275,12 @@ class VectorIndex:
             positions = self._positions(connection, names)
             vectors = {positions[name]: vector for name, vector in zip(names, array, strict=True)}
             generation = self._bump(connection)
-        self._follow(generation, lambda flat: (flat.remove(dropped), flat.put(vectors)))
+
+        def change(flat: FlatIndex) -> None:
+            flat.remove(dropped)
+            flat.put(vectors)
+
+        self._follow(generation, change)
         if dropped:
             self._database.erase_deleted()
 
@@ -290,7 +295,7 @@ class VectorIndex:
         connection.execute(query, (generation, self._database.namespace_id))
         return generation
 
-    def _follow(self, generation: int, change: Callable[[FlatIndex], object]) -> None:
+    def _follow(self, generation: int, change: Callable[[FlatIndex], None]) -> None:
         """Make a committed change in FAISS too, unless that has missed others or was rebuilt meanwhile."""
         with self._database.read() as connection:
             flat = self._flat
