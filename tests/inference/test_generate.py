@@ -83,10 +83,14 @@ def test_stop_strings_end_text_and_stream(gmsa, memories):
     assert "".join(gmsa.stream([memories[5], QUESTION], max_new_tokens=40, stop=[stop, "never"])) == expected
 
 
-def test_a_stream_can_be_left_early(gmsa, memories):
+def test_a_stream_can_be_left_early(gmsa, memories, monkeypatch):
+    steps = []
+    forward = gmsa.decoder.forward
+    monkeypatch.setattr(gmsa.decoder, "forward", lambda **kwargs: steps.append(1) or forward(**kwargs))
     stream = gmsa.stream([memories[0], QUESTION], max_new_tokens=200)
     next(stream)
     stream.close()
+    assert 1 <= len(steps) < 100
     assert gmsa.generate([memories[0], QUESTION], max_new_tokens=3)
 
 

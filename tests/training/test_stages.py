@@ -70,7 +70,7 @@ def test_keft_leaves_compressor_and_embeddings_alone(runs):
         before.decoder.model.layers[0].mlp.up_proj.weight, after.decoder.model.layers[0].mlp.up_proj.weight
     )
     memory = before.compress("The Oder joined the Elbe in 1600.", rate=4)
-    assert after.restore(memory) is not None
+    after.restore(memory)  # another decoder, the same compressor: no FingerprintError
 
 
 def test_autoencoding_can_freeze_the_decoder(runs, data, tmp_path):
