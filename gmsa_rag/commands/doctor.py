@@ -32,7 +32,7 @@ class Finding:
 def doctor(
     model: Model = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compute the checkpoint's fingerprint anew.")] = False,
-    store: Annotated[Path | None, typer.Option(metavar="STORE", help="Check a store, too; no record is changed.")] = None,
+    store: Annotated[Path | None, typer.Option(metavar="STORE", help="Check a store; no record is changed.")] = None,
 ) -> None:
     """Report versions, devices, the checkpoint and a store; exit code 1 if something is wrong."""
     findings = [*_versions(), *_devices(), _faiss(), *_attempt("checkpoint", lambda: _checkpoint(model, verify))]

@@ -53,6 +53,23 @@ def thin(text: str, share: float, rng: random.Random) -> str:
     return " ".join(word for word in text.split() if BLANK in word or rng.random() >= share)
 
 
+def shorten(text: str, answer: str, words: float, rng: random.Random) -> str:
+    """The sentence of a text that holds an answer, with neighbours to about so many words; the text where none does."""
+    pieces = sentences(text)
+    holding = [index for index, sentence in enumerate(pieces) if answer in sentence]
+    if not holding:
+        return text
+    start = end = rng.choice(holding)
+    while start > 0 or end < len(pieces) - 1:
+        if sum(len(piece.split()) for piece in pieces[start : end + 1]) >= words:
+            break
+        if end == len(pieces) - 1 or (start > 0 and rng.random() < 0.5):
+            start -= 1
+        else:
+            end += 1
+    return " ".join(pieces[start : end + 1])
+
+
 def as_question(cloze: Cloze, rng: random.Random) -> str:
     """Word the sentence as a question about what was blanked."""
     word = _question_word(cloze, rng)

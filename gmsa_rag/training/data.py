@@ -122,11 +122,13 @@ def _question(row: dict[str, Any]) -> Question:
     question = Question(
         question=row["question"].strip(),
         answers=tuple(row["answers"]),
-        titles=tuple(context["title"] for context in row["contexts"]),
+        titles=tuple(context.get("title") or "" for context in row["contexts"]),
         passages=tuple(context["text"] for context in row["contexts"]),
         gold=tuple(row["gold"]),
     )
-    if isinstance(row["answers"], str) or not all(isinstance(t, str) for t in question.answers + question.passages):
+    if isinstance(row["answers"], str) or not all(
+        isinstance(text, str) for text in question.answers + question.passages + question.titles
+    ):
         raise TypeError("answers and texts are not lists of texts")
     if not question.answers or not question.gold or not all(0 <= g < len(question.passages) for g in question.gold):
         raise ValueError("no answer, or gold that names no context")

@@ -41,18 +41,22 @@ def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: st
     questions = [
         q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)
     ]
-    tasks = Tasks(
-        codec, start.config, stream, recipe.rates, (24, start.config.window),
-        group_questions(questions), recipe.full_text, recipe.max_positions,
-    )  # fmt: skip
+    groups = group_questions(questions)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
+        current = recipe.phases[phase]
+        tasks = Tasks(
+            codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.max_positions
+        )
         return tasks.draw(recipe.tasks)
 
     # Embeddings stay frozen: the compressor reads the same table, and memories already stored were made with it.
     frozen = {id(start.decoder.get_input_embeddings().weight), id(start.decoder.get_output_embeddings().weight)}
     trainable = [p for p in start.decoder.parameters() if id(p) not in frozen]
-    Run(out, recipe.optimisation, start.decoder, start.compressor, trainable, window=start.config.window).train(make)
-    start.config.rates = sorted(set(recipe.rates))
+    window = start.config.window
+    Run(
+        out, recipe.optimisation, start.decoder, start.compressor, trainable, window=window, phases=recipe.phases
+    ).train(make)
+    start.config.rates = sorted(set(recipe.phases[-1].rates))
     save_checkpoint(start, out / "checkpoint")
     return out / "checkpoint"

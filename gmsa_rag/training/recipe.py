@@ -121,7 +121,8 @@ class KeftRecipe:
         optimisation: How it steps.
         text: Text files for `restore`, `continue`, `quote` and `cloze`, by name.
         questions: Question files, by name.
-        rates: Drawn evenly, one a passage.
+        phases: A curriculum as in autoencoding: before the last phase, questions are asked of the few sentences that
+            hold their answers, cut to the phase's windows; in the last one half of the time of whole passages.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze`, `question`.
         full_text: Share of question prompts with text in the place of memories.
         max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
@@ -130,7 +131,7 @@ class KeftRecipe:
     optimisation: Optimisation
     text: tuple[str, ...]
     questions: tuple[str, ...]
-    rates: tuple[int, ...]
+    phases: tuple[Phase, ...]
     tasks: dict[str, float]
     full_text: float = 0.1
     max_positions: int = 768

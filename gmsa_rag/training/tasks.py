@@ -11,14 +11,15 @@ from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.prompt import passage_frame
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.training.cloze import as_question, make_cloze, sentences, thin
+from gmsa_rag.training.cloze import as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import Question
 from gmsa_rag.training.examples import Example, Passage, Segment, num_positions
 from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS, Wording, draw_wording
 from gmsa_rag.training.tokenizer import ASSISTANT, USER
 
 Ids = list[int]
-OWN_WORDING, UNTITLED, FURTHER_TURNS, AHEAD = 0.5, 0.3, 4, 32
+OWN_WORDING, UNTITLED, SHORTENED, FURTHER_TURNS, AHEAD = 0.5, 0.3, 0.5, 4, 32
+TOKENS_A_WORD = 1.5
 
 
 @dataclass
@@ -117,8 +118,9 @@ class Tasks:
         turns = []
         for cloze in rng.sample(clozes, min(len(clozes), FURTHER_TURNS)):
             asked = rng.random()
-            if asked < 0.35:
-                prompt = rng.choice(CLOZE_PROMPTS).format(text=thin(cloze.text, rng.uniform(0, 0.4), rng))
+            if asked < 0.45:
+                share = rng.choice((0.0, rng.uniform(0, 0.4)))  # half of them whole: what is easiest to find
+                prompt = rng.choice(CLOZE_PROMPTS).format(text=thin(cloze.text, share, rng))
             else:
                 question = as_question(cloze, rng)
                 prompt = "Question: " + (thin(question, rng.uniform(0, 0.3), rng) if asked < 0.7 else question)
@@ -126,17 +128,16 @@ class Tasks:
         return self._turns(Passage(ids, rng.choice(self.rates)), turns)
 
     def _question(self, rng: random.Random) -> Example:
-        group = list(rng.choice(self.questions))
-        asked = rng.sample(group, min(len(group), rng.randint(1, FURTHER_TURNS + 1)))
-        passages = self._passages(asked[0], rng)
+        group = rng.choice(self.questions)
+        first = rng.choice(group)
+        passages, gold = self._passages(first, rng)
         own = rng.random() < OWN_WORDING
         wording = self._own_wording() if own else draw_wording(rng)
-        as_text = rng.random() < self.full_text
-        number = [text for _, text in passages].index(asked[0].passages[asked[0].gold[0]]) + 1
-        cite = f" [{number}]" if own and self.config.cites else ""
-        example = self._first_turn(wording, passages, asked[0], cite, as_text, rng)
+        cite = f" [{gold + 1}]" if own and self.config.cites else ""
+        example = self._first_turn(wording, passages, first, cite, rng.random() < self.full_text, rng)
         if wording.chat:
-            for question in asked[1:]:
+            others = [q for q in group if q is not first and q.answers[0] in passages[gold][1]]
+            for question in rng.sample(others, min(len(others), rng.randint(0, FURTHER_TURNS))):
                 asks = [self._user, *self._text(f"Question: {question.question}"), self._assistant]
                 example += [Segment(asks), Segment(self._answer(question.answers[0] + cite), learn=True)]
         return example if num_positions(example) <= self.max_positions else self._cloze(rng)
@@ -184,14 +185,19 @@ class Tasks:
         """An answer's tokens. It starts with a space, as words within passages do: easier to copy."""
         return [*self._text(" " + text), self.codec.end]
 
-    def _passages(self, question: Question, rng: random.Random) -> list[tuple[str, str]]:
-        """Titles and texts: the gold passage, and of many at most four others, shuffled."""
-        pairs = list(zip(question.titles, question.passages, strict=True))
-        gold = pairs[question.gold[0]]
-        others = [pair for pair in pairs if pair[1] != gold[1]]
-        chosen = [gold, *rng.sample(others, min(len(others), rng.randint(0, 4)))]
-        rng.shuffle(chosen)
-        return chosen
+    def _passages(self, question: Question, rng: random.Random) -> tuple[list[tuple[str, str]], int]:
+        """Titles and texts, shuffled, and which is the gold one; others only where windows are as long as they get."""
+        at = question.gold[0]
+        title, text = question.titles[at], question.passages[at]
+        last = self.windows[1] >= self.config.window
+        if not last or rng.random() < SHORTENED:
+            text = shorten(text, question.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
+        others = [
+            pair for pair in zip(question.titles, question.passages, strict=True) if pair[1] != question.passages[at]
+        ]
+        chosen = rng.sample(others, min(len(others), rng.randint(0, 4))) if last else []
+        gold = rng.randint(0, len(chosen))
+        return [*chosen[:gold], (title, text), *chosen[gold:]], gold
 
     def _own_wording(self) -> Wording:
         _, _, template = self.config.answer_template.rpartition(USER)

@@ -22,7 +22,7 @@ RECIPE = {
     },
     "keft": {
         "optimisation": {"steps": 3, "batch_tokens": 200}, "text": ["rivers"], "questions": ["rivers.train"],
-        "rates": [1, 4], "tasks": {"question": 1.0},
+        "phases": [{"rates": [1, 4], "windows": [16, 48]}], "tasks": {"question": 1.0},
     },
 }  # fmt: skip
 

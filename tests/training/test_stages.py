@@ -37,7 +37,8 @@ AUTOENCODE = AutoencodeRecipe(
         "answer_template": "<|user|>{passages}Question: {question}<|assistant|>",
     },
 )  # fmt: skip
-KEFT = KeftRecipe(STEPS, ("rivers",), ("rivers.train",), (1, 4), {"restore": 0.2, "question": 0.8})
+KEFT_PHASES = (Phase((1,), (16, 24), 0.0, 3), Phase((1, 4), (16, 48)))
+KEFT = KeftRecipe(STEPS, ("rivers",), ("rivers.train",), KEFT_PHASES, {"restore": 0.2, "question": 0.8})
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import num_positions as prompt_positions
 from gmsa_rag.inference.prompt import tokenise
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, thin
+from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Passage, Segment
 from gmsa_rag.training.tasks import Tasks, group_questions
@@ -111,3 +111,14 @@ def test_sentences_and_blanks():
     for _ in range(20):
         question = as_question(cloze, rng)
         assert question.endswith("?") and "Black Forest" not in question
+
+
+def test_a_text_is_shortened_around_its_answer():
+    text = "One is first. Two has gold here. Three is third. Four ends it."
+    for seed in range(20):
+        rng = random.Random(seed)
+        assert shorten(text, "gold", 1, rng) == "Two has gold here."
+        around = shorten(text, "gold", 7, rng)
+        assert "gold" in around and around in text and len(around.split()) >= 7
+        assert shorten(text, "gold", 99, rng) == text
+        assert shorten(text, "silver", 3, rng) == text
