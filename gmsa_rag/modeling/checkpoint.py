@@ -165,7 +165,12 @@ def verify_fingerprint(directory: Path) -> str:
 
 def _save_decoder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:
     decoder = checkpoint.decoder
-    decoder.save_pretrained(folder, state_dict={n: _cast(tensor, dtype) for n, tensor in decoder.state_dict().items()})
+    # Tied weights are cast once, so that they stay one tensor, which transformers writes once.
+    cast: dict[int, Tensor] = {}
+    state = {
+        name: cast.setdefault(tensor.data_ptr(), _cast(tensor, dtype)) for name, tensor in decoder.state_dict().items()
+    }
+    decoder.save_pretrained(folder, state_dict=state)
     if dtype is not None:  # transformers writes the model's own dtype there, and "auto" loading goes by it
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings["dtype"] = str(dtype).removeprefix("torch.")
@@ -246,7 +251,7 @@ def _own_table(decoder: PreTrainedModel, weight: Tensor | None) -> nn.Module:
 @contextlib.contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
     """A folder beside the directory that takes its place when all is written, or leaves it as it was."""
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and any(path.name != CARD for path in directory.iterdir()):
         _check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))

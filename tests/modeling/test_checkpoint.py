@@ -60,11 +60,14 @@ def test_embeddings_of_their_own_are_kept(make_base, tokenizer, tmp_path):
     torch.testing.assert_close(loaded.compress(PASSAGE, rate=4).soft_tokens, before)
 
 
-def test_bfloat16_files_keep_one_fingerprint_at_every_dtype(gmsa, tmp_path):
+def test_bfloat16_files_keep_one_fingerprint_at_every_dtype(gmsa, make_base, tokenizer, tmp_path):
+    tied = GMSA.from_base(make_base(tie_word_embeddings=True), tokenizer, encoder_layers=2)
+    tied.save_pretrained(tmp_path / "tied", dtype=torch.bfloat16)
     gmsa.save_pretrained(tmp_path / "c", dtype=torch.bfloat16)
     wide, narrow = (GMSA.from_pretrained(tmp_path / "c", dtype=d) for d in ("float32", "bfloat16"))
     assert wide.fingerprint == narrow.fingerprint == verify_fingerprint(tmp_path / "c")
     assert wide.fingerprint != gmsa.fingerprint
+    assert "lm_head.weight" not in load_file(tmp_path / "tied" / "decoder" / "model.safetensors")
     assert narrow.compress(PASSAGE).soft_tokens.dtype == torch.bfloat16
     assert wide.compress(PASSAGE).key == narrow.compress(PASSAGE).key
 
@@ -150,6 +153,10 @@ def test_saving_replaces_a_checkpoint_and_nothing_else(gmsa, saved, tmp_path):
         "decoder",
     ]
     assert (saved / "README.md").read_text() == "the card"
+    (tmp_path / "carded").mkdir()
+    (tmp_path / "carded" / "README.md").write_text("written first")
+    gmsa.save_pretrained(tmp_path / "carded")
+    assert (tmp_path / "carded" / "README.md").read_text() == "written first"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("precious")
     with pytest.raises(CheckpointError, match="other files"):
