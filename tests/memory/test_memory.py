@@ -65,8 +65,13 @@ def test_any_flipped_bit_is_found(memory, data):
     whole = bytearray(memory.to_bytes())
     position = data.draw(st.integers(0, len(whole) - 1))
     whole[position] ^= 1 << data.draw(st.integers(0, 7))
-    with pytest.raises(MemoryFormatError):
-        Memory.from_bytes(bytes(whole))
+    header = 8 + int.from_bytes(memory.to_bytes()[:8], "little")
+    try:
+        read = Memory.from_bytes(bytes(whole))
+    except MemoryFormatError:
+        return
+    # Only the spelling of an escape in the header's JSON can change without changing what it says.
+    assert position < header and read == memory
 
 
 @given(memories(), st.data())
