@@ -15,7 +15,7 @@ from gmsa_rag.evaluation.metrics import bleu, check_text_metrics, mean, prefix_s
 from gmsa_rag.evaluation.progress import progress_bar
 from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.inference.prompt import Part, check_fits, num_positions, restore_prompt, tokenise
+from gmsa_rag.inference.prompt import Part, check_fits, num_positions, restore_length, restore_prompt, tokenise
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.modeling.alignment import backbone_of
@@ -155,7 +155,7 @@ def restore_all(gmsa: GMSA, memories: Sequence[Memory]) -> list[str]:
     for size in sorted({window.num_tokens for _, window in windows}):
         chosen = [index for index, (_, window) in enumerate(windows) if window.num_tokens == size]
         prompts = [restore_prompt(gmsa.config, windows[index][1]) for index in chosen]
-        generated = gmsa.generate(prompts, max_new_tokens=size + size // 4 + 8)
+        generated = gmsa.generate(prompts, max_new_tokens=restore_length(size))
         for index, text in zip(chosen, generated, strict=True):
             texts[index] = text
     restored = [""] * len(memories)

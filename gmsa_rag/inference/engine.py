@@ -27,6 +27,7 @@ from gmsa_rag.inference.prompt import (
     fit,
     num_positions,
     parse_answer,
+    restore_length,
     restore_prompt,
     tokenise,
 )
@@ -239,7 +240,7 @@ class GMSA:
         for window in memory.windows():
             prompt, _ = self.fit(restore_prompt(self.config, window))
             check_fits(self.num_positions(prompt) + window.num_tokens, self.decoder_window)
-            sampling = Sampling(window.num_tokens + window.num_tokens // 4 + 8)
+            sampling = Sampling(restore_length(window.num_tokens))
             ids += self._generator.generate_ids([self._embed(prompt)], sampling)[0]
         return self.codec.decode(ids)
 

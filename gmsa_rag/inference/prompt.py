@@ -134,6 +134,11 @@ def passage_frame(template: str, number: int, title: str) -> tuple[str, str]:
     return _fill(before, {"number": str(number), "title": title}), _fill(after, {"number": str(number), "title": title})
 
 
+def restore_length(num_tokens: int) -> int:
+    """Most tokens to generate for a restoration: those of the passage, and room for one that goes astray."""
+    return num_tokens + num_tokens // 4 + 8
+
+
 def restore_prompt(config: GMSAConfig, memory: Memory) -> list[Part]:
     """The checkpoint's prompt for restoring a memory."""
     before, found, after = config.restore_template.partition("{memory}")

@@ -20,7 +20,7 @@ from gmsa_rag.memory.migrations import migrate, version_of
 IN_MEMORY = ":memory:"
 BUSY_SECONDS = 30.0
 CHUNK = 500  # values in one IN (...), below the 999 variables that older SQLite builds allow
-_creating = threading.Lock()
+_creating = threading.RLock()
 _PRAGMAS = (
     "PRAGMA secure_delete = ON",
     "PRAGMA foreign_keys = ON",
@@ -190,6 +190,11 @@ def _check_path(path: str | Path) -> str:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    with _creating:  # a file that another thread is making looks like another program's until its first migration
+        return _open_alone(path)
+
+
+def _open_alone(path: str) -> sqlite3.Connection:
     if path != IN_MEMORY:
         _create(Path(path))
         _inspect(Path(path))

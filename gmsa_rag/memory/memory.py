@@ -14,6 +14,7 @@ from torch import Tensor
 from gmsa_rag.checks import check_rate, is_int
 from gmsa_rag.errors import InputError, InputTypeError, MemoryFormatError, ShapeError
 from gmsa_rag.memory.keys import check_key, digest, encode_fingerprint, memory_key
+from gmsa_rag.modeling.group_merging import num_groups
 
 __all__ = ["FORMAT_NAME", "FORMAT_VERSION", "Memory", "memory_key"]
 
@@ -58,7 +59,7 @@ class Memory:
         check_rate(self.rate)
         encode_fingerprint(self.fingerprint)
         _check_borders(self.borders, self.num_tokens, self.rate)
-        _check_tensor(self.soft_tokens, -(-self.num_tokens // self.rate))
+        _check_tensor(self.soft_tokens, num_groups(self.num_tokens, self.rate))
 
     @property
     def num_soft_tokens(self) -> int:
@@ -69,7 +70,7 @@ class Memory:
         """Each window as a memory of its own, in order; the soft tokens are shared, and the key is the passage's."""
         windows, at = [], 0
         for start, end in pairwise(self.borders):
-            count = -(-(end - start) // self.rate)
+            count = num_groups(end - start, self.rate)
             soft = self.soft_tokens[at : at + count]
             at += count
             if count:

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 
 from gmsa_rag.errors import GMSAError, InputError
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.prompt import check_overflow
 from gmsa_rag.memory.handles import find_handles, parse_handle
 from langchain_gmsa.engines import DEFAULT_MODEL, GMSASettings, path_text
 from langchain_gmsa.fusing import FusedBatch, Outcome
@@ -267,8 +268,7 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         _check_per_call(kwargs, self._name)
         allowed: Collection[str] | None = kwargs.get("allowed_handles", self.allowed_handles)
         on_missing, overflow = kwargs.get("on_missing", self.on_missing), kwargs.get("overflow", self.overflow)
-        if overflow not in ("error", "drop_last"):
-            raise InputError("overflow", expected="'error' or 'drop_last'", got=repr(overflow), remedy="Choose one.")
+        check_overflow(overflow)
         return Reading(on_missing, None if allowed is None else frozenset(allowed), overflow)
 
     def _sampling(self, stop: list[str] | None, kwargs: builtins.dict[str, Any]) -> builtins.dict[str, Any]:
