@@ -23,7 +23,15 @@ class GMSAConfig(PreTrainedConfig):
         passage_template: One passage in an answer prompt: `{number}`, `{title}`, `{passage}`.
         answer_template: The answer prompt: `{passages}`, `{question}`.
         cites: Whether the decoder was trained to end an answer with the numbers of its passages, as in `[2]`.
+        no_answer: What the decoder was trained to say where the passages do not hold the answer, "" if it was not.
         compressor_dtype: Of the compressor's weights in the files, "" while it is unsaved.
+        base: Directory or hub id of the causal LM that the adapters stand on, "" where all weights are in the files.
+        base_revision: Commit of a hub id.
+        lora_rank: Of the encoder's LoRA, 0 without a base.
+        lora_alpha: Its updates are scaled by lora_alpha / lora_rank.
+        decoder_weights: "full" for `decoder/`; "base" where the decoder is the base; "lora" for the base with LoRA.
+        decoder_lora_rank: Of the decoder's LoRA, 0 without.
+        decoder_lora_alpha: As lora_alpha.
         fingerprint: SHA-256 of the compressor as saved, "" while it is untrained or unsaved.
         format_version: Version of the checkpoint's layout.
     """
@@ -42,6 +50,14 @@ class GMSAConfig(PreTrainedConfig):
     passage_template: str = PASSAGE_TEMPLATE
     answer_template: str = ANSWER_TEMPLATE
     cites: bool = False
+    no_answer: str = ""
     compressor_dtype: str = ""
+    base: str = ""
+    base_revision: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    decoder_weights: str = "full"
+    decoder_lora_rank: int = 0
+    decoder_lora_alpha: float = 0.0
     fingerprint: str = ""
     format_version: int = 1

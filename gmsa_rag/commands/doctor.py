@@ -94,14 +94,17 @@ def _checkpoint(model: str | None, verify: bool) -> list[Finding]:
     from gmsa_rag.modeling.checkpoint import read_config, verify_fingerprint
 
     path = resolve_checkpoint(model or "gmsa-mini", local_files_only=True)
-    recorded = read_config(path).fingerprint
+    config = read_config(path)
     found = [Finding("checkpoint", str(path))]
+    if config.base:
+        found.append(Finding("base", f"{config.base} {config.base_revision or ''}".rstrip()))
     if verify:
-        return [
-            *found,
-            *_attempt("fingerprint", lambda: [Finding("fingerprint", f"{verify_fingerprint(path)} verified")]),
-        ]
-    return [*found, Finding("fingerprint", recorded or "none recorded", bool(recorded))]
+        return [*found, *_attempt("fingerprint", lambda: [_verified(verify_fingerprint(path, local_files_only=True))])]
+    return [*found, Finding("fingerprint", config.fingerprint or "none recorded", bool(config.fingerprint))]
+
+
+def _verified(fingerprint: str) -> Finding:
+    return Finding("fingerprint", f"{fingerprint} verified")
 
 
 def _store(path: Path) -> list[Finding]:

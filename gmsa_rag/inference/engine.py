@@ -87,8 +87,9 @@ class GMSA:
             ConfigError: If there is no such device or dtype.
         """
         place = resolve_device(device)
-        directory = resolve_checkpoint(name, revision=revision, token=token, local_files_only=local_files_only)
-        checkpoint = load_checkpoint(directory, dtype=resolve_dtype(dtype, place), device=place)
+        hub: Any = {"token": token, "local_files_only": local_files_only}
+        directory = resolve_checkpoint(name, revision=revision, **hub)
+        checkpoint = load_checkpoint(directory, dtype=resolve_dtype(dtype, place), device=place, **hub)
         logger.info("%s on %s in %s", directory.name, place, checkpoint.decoder.dtype)
         return cls(checkpoint)
 
@@ -346,7 +347,7 @@ class GMSA:
         return num_positions(tokenise(check_prompt(prompt), self.codec))
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint, atomically.
+        """Write a checkpoint in full, atomically; one loaded from adapters gets a fingerprint of its own.
 
         Args:
             directory: Where to; a checkpoint already there is replaced.
@@ -355,8 +356,7 @@ class GMSA:
         Raises:
             CheckpointError: If the directory holds other files.
         """
-        checkpoint = Checkpoint(self.config, self.compressor, self.decoder, self.tokenizer)
-        save_checkpoint(checkpoint, Path(directory), dtype)
+        save_checkpoint(Checkpoint(self.config, self.compressor, self.decoder, self.tokenizer), Path(directory), dtype)
 
     def _compress(self, texts: Sequence[str], keys: Sequence[str], rate: int) -> list[Memory]:
         passages = self.codec.encode(texts)

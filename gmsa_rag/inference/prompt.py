@@ -30,11 +30,14 @@ class Answer:
         text: The bare answer.
         citations: Numbers of the passages it names, counted from 1 as in the prompt; empty if it names none.
         dropped: Numbers of the passages that were left out with `overflow="drop_last"`.
+        abstained: Whether it says that the passages do not hold the answer, in the words of the checkpoint's
+            `no_answer`.
     """
 
     text: str
     citations: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    abstained: bool = False
 
 
 def check_prompt(prompt: object) -> list[Part]:
@@ -177,11 +180,11 @@ def answer_prompt(
 
 def parse_answer(text: str, config: GMSAConfig, dropped: tuple[int, ...] = ()) -> Answer:
     """Part an answer from the passage numbers at its end."""
-    if not config.cites:
-        return Answer(text.strip(), dropped=dropped)
-    found = CITATIONS.search(text)
+    found = CITATIONS.search(text) if config.cites else None
     numbers = dict.fromkeys(int(number) for number in re.findall(r"\d+", found.group())) if found else {}
-    return Answer(CITATIONS.sub("", text).strip(), tuple(numbers), dropped)
+    bare = (text[: found.start()] if found else text).strip()
+    abstained = bool(config.no_answer) and bare.casefold().rstrip(".") == config.no_answer.casefold().rstrip(".")
+    return Answer(bare, tuple(numbers), dropped, abstained)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

@@ -20,6 +20,12 @@ class TokenCodec:
     Args:
         tokenizer: A fast tokenizer.
 
+    Attributes:
+        tokenizer: It, as it was given.
+        prefix: Token ids that stand before a prompt.
+        end: Id of the token that ends a text.
+        identity: Digest of the tokenizer, 64 hex digits.
+
     Raises:
         CheckpointError: If the tokenizer has no fast form.
     """
@@ -32,7 +38,7 @@ class TokenCodec:
                 got=type(tokenizer).__name__,
                 remedy="Convert it with transformers' AutoTokenizer and save it again.",
             )
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # A copy of our own: truncation, padding and special-token settings of the shared object are mutable state.
         self._plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._plain.no_padding()
@@ -77,7 +83,7 @@ class TokenCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:

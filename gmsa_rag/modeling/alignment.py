@@ -49,8 +49,9 @@ def first_layers(base: PreTrainedModel, count: int, *, norm: bool, embeddings: b
         A backbone of the base's class, in its dtype and on its device.
 
     Raises:
-        ConfigError: If the base has fewer layers, or is no decoder with `layers` and `norm`.
+        ConfigError: If the base has fewer layers, is no decoder with `layers` and `norm`, or is quantised.
     """
+    check_unquantised(base)
     source = backbone_of(base)
     if not 1 <= count <= len(source.layers):
         raise ConfigError(
@@ -61,7 +62,7 @@ def first_layers(base: PreTrainedModel, count: int, *, norm: bool, embeddings: b
         )
     with torch.device(source.device):
         copied: Any = type(source)(_first_layers_config(source, count))
-    copied.to(source.dtype)
+    cast_weights(copied, source.dtype)
     copied.layers.load_state_dict(source.layers[:count].state_dict())
     copied.norm.load_state_dict(source.norm.state_dict())
     if not norm:
@@ -82,6 +83,24 @@ def backbone_of(base: PreTrainedModel) -> Any:  # transformers has no type for w
             remedy="Choose a base of such a family.",
         )
     return backbone
+
+
+def check_unquantised(model: PreTrainedModel) -> None:
+    """Raise ConfigError for quantised weights: layers cannot be copied from them, nor LoRA merged into them."""
+    if getattr(model, "is_quantized", False) or getattr(model.config, "quantization_config", None):
+        raise ConfigError(
+            "weights",
+            expected="unquantised ones: a compressor is never quantised and LoRA merges into unquantised weights",
+            got=f"a quantised {type(model).__name__}",
+            remedy="Load the base in bfloat16 or float32; the decoder alone may be quantised.",
+        )
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a model's weights in place, and its buffers not: rotary frequencies are exact in float32 alone."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _first_layers_config(source: PreTrainedModel, count: int) -> PreTrainedConfig:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gmsa_rag.errors import CheckpointError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.modeling import checkpoint as module
-from gmsa_rag.modeling.checkpoint import load_checkpoint, read_config, verify_fingerprint
+from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint, verify_fingerprint
 from tests.conftest import FAMILIES
 
 PASSAGE = "The Danube begins in the Black Forest and ends in the Black Sea."
@@ -72,10 +72,13 @@ def test_bfloat16_files_keep_one_fingerprint_at_every_dtype(gmsa, make_base, tok
     assert wide.compress(PASSAGE).key == narrow.compress(PASSAGE).key
 
 
-def test_large_weights_are_sharded(gmsa, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_BYTES", 4096)
-    gmsa.save_pretrained(tmp_path / "c")
-    assert len(list((tmp_path / "c").glob("compressor-*.safetensors"))) > 1
+def test_large_weights_are_sharded(gmsa, tmp_path):
+    checkpoint = Checkpoint(gmsa.config, gmsa.compressor, gmsa.decoder, gmsa.tokenizer)
+    save_checkpoint(checkpoint, tmp_path / "c", shard_bytes=16_384)
+    shards = [*(tmp_path / "c").glob("compressor-*.safetensors"), *(tmp_path / "c" / "decoder").glob("model-*")]
+    assert len(shards) > 4
+    # A single weight may be larger: embeddings and head are.
+    assert sum(shard.stat().st_size > 20_000 for shard in shards) == 2
     assert GMSA.from_pretrained(tmp_path / "c").fingerprint == verify_fingerprint(tmp_path / "c")
 
 
@@ -200,7 +203,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(gmsa, saved, monkeypatch):
     def fail(*_args, **_kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(module, "_save_decoder", fail)
+    monkeypatch.setattr(module, "save_decoder", fail)
     with pytest.raises(OSError, match="disk full"):
         gmsa.save_pretrained(saved)
     assert verify_fingerprint(saved) == gmsa.fingerprint
