@@ -8,10 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from gmsa_rag import __version__
-from gmsa_rag.commands import doctor, library, memories
+from gmsa_rag.commands import doctor, library, memories, published
 from gmsa_rag.errors import GMSAError
 from gmsa_rag.evaluation import commands as evaluation
 from gmsa_rag.training import commands as training
+from gmsa_rag.training import data_commands as data
 
 
 class _Group(TyperGroup):
@@ -36,8 +37,10 @@ app.command("ask")(library.ask)
 app.command("compress")(memories.compress)
 app.command("restore")(memories.restore)
 app.command("doctor")(doctor.doctor)
+app.command("import-published")(published.import_published)
 app.add_typer(training.app, name="train")
 app.add_typer(evaluation.app, name="eval")
+app.add_typer(data.app, name="data")
 
 
 def _print_version(wanted: bool) -> None:

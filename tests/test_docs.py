@@ -38,7 +38,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_documented_commands_exist():
     text = "\n".join(path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-    commands = set(re.findall(r"^(?:\$ )?gmsa ((?:train|eval) [a-z]+|[a-z]+)", text, re.MULTILINE))
+    commands = set(re.findall(r"^(?:\$ )?gmsa ((?:train|eval|data) [a-z]+|[a-z-]+)", text, re.MULTILINE))
     assert {"index", "ask", "train keft", "eval qa"} <= commands
     for command in sorted(commands):
         done = subprocess.run(

@@ -80,7 +80,7 @@ def as_question(cloze: Cloze, rng: random.Random) -> str:
         before = re.split(r"[,;:(]\s", before)[-1]
         after = re.split(r"[,;:)]\s", after)[0] if after else after
     if rng.random() < 0.5:
-        return f"{_lower_first(before).capitalize()} {word.lower()} {after}".strip() + "?"
+        return _upper_first(f"{_lower_first(before)} {word.lower()} {after}".strip()) + "?"
     return f"{word} {rng.choice(('did', 'was', 'is', 'of', ''))} {_lower_first(before)} {after}".strip() + "?"
 
 
@@ -97,3 +97,7 @@ def _question_word(cloze: Cloze, rng: random.Random) -> str:
 def _lower_first(text: str) -> str:
     first = text.split(" ", 1)[0]
     return text[:1].lower() + text[1:] if first in _COMMON else text
+
+
+def _upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,73 +1,114 @@
-"""Training data: plain-text corpora and question files from a directory the caller names."""
+"""Training data: plain-text corpora and question files from a directory the caller names, read as a stream."""
 
-import gzip
+from __future__ import annotations
+
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import io
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from gmsa_rag.errors import DataError
-from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.training.files import beside, describe_files, open_data
+from gmsa_rag.training.question_rows import Question, parse_line
+
+if TYPE_CHECKING:
+    from gmsa_rag.inference.tokens import TokenCodec
+
+__all__ = ["Question", "Skipped", "find_files", "read_documents", "read_questions", "read_rows", "token_stream"]
 
 SEPARATOR = "<|doc|>"
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 512, 2**22  # a batch to tokenise ends at whichever comes first
+NAMED, LOGGED = 1000, 3
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question with the passages it is asked of.
+@dataclass
+class Skipped:
+    """Rows that were left out because they are malformed.
 
     Attributes:
-        question: The question.
-        answers: Accepted answers, the first is the one trained on.
-        titles: Title of each passage.
-        passages: Text of each passage.
-        gold: Indices of the passages that hold the answer.
+        rows: File, row number and reason of the first 1000 of them.
+        count: How many there are in all.
     """
 
-    question: str
-    answers: tuple[str, ...]
-    titles: tuple[str, ...]
-    passages: tuple[str, ...]
-    gold: tuple[int, ...]
+    rows: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, row: str) -> None:
+        """Count a row, and name it while there is room: a file may have millions of them."""
+        if len(self.rows) < NAMED:
+            self.rows.append(row)
+        self.count += 1
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """Documents of a `.txt` or `.txt.gz` file, separated by a line `<|doc|>`.
+    """Documents of a `.txt` or `.txt.gz` file, separated by a line `<|doc|>`, one in memory at a time.
 
     Raises:
         DataError: If the file is missing, or not UTF-8.
     """
     lines: list[str] = []
-    for line in _lines(path):
-        if line.strip() == SEPARATOR:
-            yield "".join(lines).strip()
-            lines = []
-        else:
-            lines.append(line)
+    with open_data(path) as file, io.TextIOWrapper(file, encoding="utf-8") as text:
+        for line in text:
+            if line.strip() == SEPARATOR:
+                yield "".join(lines).strip()
+                lines = []
+            else:
+                lines.append(line)
     if lines:
         yield "".join(lines).strip()
 
 
-def read_questions(path: Path) -> Iterator[Question]:
-    """Questions of a `.jsonl` or `.jsonl.gz` file: `contexts` of `title` and `text`, `gold`, `question`, `answers`.
+def read_questions(path: Path, *, strict: bool = True, skipped: Skipped | None = None) -> Iterator[Question]:
+    """Questions of a `.jsonl` or `.jsonl.gz` file, one in memory at a time.
+
+    A row has one of two forms: `contexts` of `title` and `text`, `gold`, `question` and `answers`; or, as the published
+    GMSA files have it, `input` (the one passage), `prompt` (the question) and `answer` (a text or a list of texts).
+
+    Args:
+        path: The file.
+        strict: Whether a malformed row is an error. Otherwise it is left out, and the log says so.
+        skipped: Takes the names of rows that are left out.
+    Raises:
+        DataError: If the file is missing, or `strict` and a row is malformed; the row is named.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    before, known = skipped.count, len(skipped.rows)
+    for _, question in read_rows(path, strict=strict, skipped=skipped):
+        yield question
+    warn_of_skipped(path.name, Skipped(skipped.rows[known:], skipped.count - before))
+
+
+def read_rows(path: Path, *, strict: bool, skipped: Skipped) -> Iterator[tuple[bytes, Question]]:
+    """The sound rows of a question file: the line as it stands there, and its question.
 
     Raises:
-        DataError: If the file is missing, or a row is malformed; the row is named.
+        DataError: As for `read_questions`.
     """
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            yield _question(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path.name}, row {number}",
-                expected="a JSON object with question, answers, contexts and gold",
-                got=f"{type(error).__name__}: {error}",
-                remedy="Mend or remove the row.",
-            ) from error
+    with open_data(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                question = parse_line(line)
+            except ValueError as error:
+                if strict:
+                    raise _malformed(f"{path.name}, row {number}", error) from error
+                skipped.add(f"{path.name}, row {number}: {error}")
+                continue
+            yield line, question
+
+
+def warn_of_skipped(source: str, skipped: Skipped) -> None:
+    """Log the first few rows that were left out, and how many there are; nothing where there are none."""
+    for row in skipped.rows[:LOGGED]:
+        log.warning("left out: %s", row)
+    if skipped.count:
+        log.warning("%s: %d malformed rows were left out", source, skipped.count)
 
 
 def find_files(data: Path, names: Sequence[str], folder: str, suffixes: Sequence[str]) -> list[Path]:
@@ -80,7 +121,7 @@ def find_files(data: Path, names: Sequence[str], folder: str, suffixes: Sequence
 
 
 def token_stream(files: Sequence[Path], codec: TokenCodec, separator: int, cache: Path) -> np.ndarray:
-    """All documents' tokens in one array, each document ended by `separator`.
+    """All documents' tokens in one array, each document ended by `separator`. It is never in memory as a whole.
 
     Args:
         files: Text files.
@@ -89,50 +130,62 @@ def token_stream(files: Sequence[Path], codec: TokenCodec, separator: int, cache
         cache: Folder that keeps the result under a name made of tokenizer and files; memory-mapped from then on.
 
     Returns:
-        (num_tokens,), uint16 or uint32, read-only.
+        (num_tokens,), uint16 where the tokenizer's ids fit, else uint32, read-only.
+
+    Raises:
+        DataError: If a file is missing, or not UTF-8.
     """
-    sizes = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
-    name = hashlib.sha256("\n".join([codec.identity, str(separator), *sizes]).encode()).hexdigest()[:16]
+    parts = [codec.identity, str(separator), *describe_files(files)]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     path = cache / f"tokens-{name}.npy"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part.npy")
-        np.save(beside, _tokenise(files, codec, separator))
-        beside.replace(path)
+        documents = itertools.chain.from_iterable(map(read_documents, files))
+        with beside(path) as part, part.open("wb") as file:
+            _write_tokens(file, documents, codec, separator)
     stream: np.ndarray = np.load(path, mmap_mode="r")
     return stream
 
 
-def _tokenise(files: Sequence[Path], codec: TokenCodec, separator: int) -> np.ndarray:
-    chunks: list[np.ndarray] = []
-    for path in files:
-        batch: list[str] = []
-        for document in read_documents(path):
-            batch.append(document)
-            if len(batch) == 512:
-                chunks += [np.array([*ids, separator], dtype=np.uint32) for ids in codec.encode(batch)]
-                batch = []
-        chunks += [np.array([*ids, separator], dtype=np.uint32) for ids in codec.encode(batch)]
-    stream = np.concatenate(chunks)
-    return stream.astype(np.uint16) if int(stream.max()) < 2**16 else stream
+def _write_tokens(file: IO[bytes], documents: Iterable[str], codec: TokenCodec, separator: int) -> None:
+    largest = max(separator, *codec.tokenizer.get_vocab().values())
+    dtype = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
+    count = 0
+    _write_header(file, dtype, count)
+    for batch in _batches(documents):
+        ids = [i for document in codec.encode(batch) for i in (*document, separator)]
+        file.write(np.array(ids, dtype=dtype).tobytes())
+        count += len(ids)
+    file.seek(0)
+    _write_header(file, dtype, count)
 
 
-def _question(row: dict[str, Any]) -> Question:
-    """The question of a row; ValueError, KeyError or TypeError where it is malformed."""
-    question = Question(
-        question=row["question"].strip(),
-        answers=tuple(row["answers"]),
-        titles=tuple(context.get("title") or "" for context in row["contexts"]),
-        passages=tuple(context["text"] for context in row["contexts"]),
-        gold=tuple(row["gold"]),
+def _write_header(file: IO[bytes], dtype: np.dtype, count: int) -> None:
+    """The head of a .npy file; numpy leaves room in it, so that its length does not depend on the count."""
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(file, head)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document)
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _malformed(row: str, error: ValueError) -> DataError:
+    return DataError(
+        row,
+        expected="a JSON object with contexts, gold, question and answers, or with input, prompt and answer",
+        got=str(error),
+        remedy="Mend or remove the row, or have malformed rows left out.",
     )
-    if isinstance(row["answers"], str) or not all(
-        isinstance(text, str) for text in question.answers + question.passages + question.titles
-    ):
-        raise TypeError("answers and texts are not lists of texts")
-    if not question.answers or not question.gold or not all(0 <= g < len(question.passages) for g in question.gold):
-        raise ValueError("no answer, or gold that names no context")
-    return question
 
 
 def _find(data: Path, name: str, folder: str, suffixes: Sequence[str]) -> Path:
@@ -146,13 +199,3 @@ def _find(data: Path, name: str, folder: str, suffixes: Sequence[str]) -> Path:
         got="no such file",
         remedy="Name the right directory with --data, or change the recipe.",
     )
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(
-            str(path), expected="a readable UTF-8 file", got=str(error), remedy="Check the path and the file."
-        ) from error

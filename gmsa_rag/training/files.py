@@ -1,0 +1,98 @@
+"""Reading and writing of data files: gzipped or plain, a line at a time, and never half of one in its place."""
+
+import gzip
+import json
+import secrets
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BufferedIOBase
+from pathlib import Path
+from typing import IO, Any, cast
+
+from gmsa_rag.errors import DataError, InputError
+
+Row = Mapping[str, Any]
+
+
+@contextmanager
+def open_data(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a data file, decompressed where its name ends in `.gz`.
+
+    Raises:
+        DataError: If it is missing or damaged, or what is read in the block turns out not to be UTF-8.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            yield cast(IO[bytes], file)  # GzipFile is one in all but its declaration
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            str(path), expected="a readable UTF-8 file", got=str(error), remedy="Check the path and the file."
+        ) from error
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A path in the same folder; what is written there takes the place of `path` if the block ends well."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write rows as JSON lines, one at a time, gzipped where the name ends in `.gz`.
+
+    Args:
+        path: File to make or replace; its folder is made where it is missing. It appears when all rows are written.
+        rows: JSON objects.
+    Returns:
+        How many rows were written.
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside(path) as part, part.open("wb") as raw, _packed(raw, path.suffix == ".gz") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                count += 1
+    except OSError as error:
+        raise InputError(
+            f"output {path}",
+            expected="a file to write",
+            got=error.strerror or str(error),
+            remedy="Check the path, its permissions and the free space.",
+        ) from error
+    return count
+
+
+def describe_files(files: Sequence[Path]) -> list[str]:
+    """Name, size and time of change of each file: a cache made from them is good while these stay the same.
+
+    Raises:
+        DataError: If a file is missing.
+    """
+    described = []
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(
+                str(path), expected="a readable file", got=error.strerror or str(error), remedy="Check the path."
+            ) from error
+        described.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    return described
+
+
+@contextmanager
+def _packed(raw: BufferedIOBase, gzipped: bool) -> Iterator[BufferedIOBase]:
+    """The file itself, or one that compresses into it; without name and time, equal rows give equal files."""
+    if not gzipped:
+        yield raw
+        return
+    with gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file:
+        yield file
