@@ -5,62 +5,116 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.modeling.checkpoint import Checkpoint, save_checkpoint
+from gmsa_rag.modeling.adapters import save_adapters
+from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from gmsa_rag.modeling.compressor import Compressor
+from gmsa_rag.modeling.files import is_checkpoint
+from gmsa_rag.modeling.lora import add_lora, merge_lora
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
 from gmsa_rag.training.loop import Run
+from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
-from gmsa_rag.training.recipe import AutoencodeRecipe, keep_recipe
+from gmsa_rag.training.recipe import AutoencodeRecipe
+from gmsa_rag.training.recipe_file import keep_recipe
 from gmsa_rag.training.tasks import Tasks
 
 
-def autoencode(recipe: AutoencodeRecipe, base: Path, data: Path, out: Path, device: str = "cpu") -> Path:
+def autoencode(
+    recipe: AutoencodeRecipe, base: str | Path, data: Path, out: Path, device: str = "cpu", *,
+    revision: str | None = None,
+) -> Path:  # fmt: skip
     """Make a GMSA checkpoint of a base; resumes where an earlier run in `out` stopped.
 
     Args:
         recipe: The stage's settings.
-        base: Directory or hub id of a causal LM.
+        base: Directory or hub id of a causal LM, or directory of a GMSA checkpoint to go on from.
         data: Directory of the training data.
         out: Directory of the run.
         device: Where to train.
+        revision: Of a hub id.
 
     Returns:
         Directory of the checkpoint.
 
+    Raises:
+        ConfigError: If a checkpoint to go on from has other layers or another window than the recipe.
+
     Source: GMSA, arXiv 2505.12215, "Autoencoder Training"; there the decoder is frozen.
     """
     keep_recipe(recipe, out)
-    decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    config = GMSAConfig(
-        encoder_layers=recipe.encoder_layers,
-        lsa_layers=recipe.lsa_layers,
-        hidden_size=decoder.config.hidden_size,
-        window=recipe.window,
-        rates=sorted(set(recipe.phases[-1].rates)),
-        **recipe.templates,
-    )
-    compressor = Compressor.from_base(decoder, config)
-    nn.ModuleList([decoder, compressor]).to(device)
-    codec = TokenCodec(tokenizer)
-    files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    stream = token_stream(files, codec, codec.end, out.parent)
+    start = _start(recipe, base, revision)
+    codec = TokenCodec(start.tokenizer)
+    stream = token_stream(find_files(data, recipe.text, "text", TEXT_SUFFIXES), codec, codec.end, out.parent)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
-        tasks = Tasks(codec, config, stream, current.rates, current.windows)
+        tasks = Tasks(codec, start.config, stream, current.rates, current.windows)
         return tasks.draw(recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0})
 
-    frozen = set() if recipe.train_decoder else {id(p) for p in decoder.parameters()}  # the shared embeddings too
-    trainable = [p for p in (*compressor.parameters(), *decoder.parameters()) if id(p) not in frozen]
-    Run(out, recipe.optimisation, decoder, compressor, trainable, window=recipe.window, phases=recipe.phases).train(
-        make
-    )
-    save_checkpoint(Checkpoint(config, compressor, decoder, tokenizer), out / "checkpoint")
+    settings = recipe.optimisation
+    trainable = _trainable(recipe, start)
+    objective = Objective(
+        start.decoder, start.compressor, bf16=settings.bf16, cross_entropy=settings.cross_entropy
+    )  # fmt: skip
+    run = Run(out, settings, objective, trainable, window=recipe.window, phases=recipe.phases, device=device)
+    run.train(make)
+    if run.gather():
+        _save(recipe, start, str(base), revision, out / "checkpoint")
     return out / "checkpoint"
+
+
+def _start(recipe: AutoencodeRecipe, base: str | Path, revision: str | None) -> Checkpoint:
+    dtype = getattr(torch, recipe.frozen_dtype)
+    rates = sorted(set(recipe.phases[-1].rates))
+    if is_checkpoint(Path(base)):
+        _check_goes_on(recipe, read_config(Path(base)))
+        start = load_checkpoint(Path(base), dtype=dtype)
+        start.config.rates, start.config.fingerprint, start.config.compressor_dtype = rates, "", ""
+        return start
+    decoder = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    config = GMSAConfig(
+        encoder_layers=recipe.encoder_layers, lsa_layers=recipe.lsa_layers, hidden_size=decoder.config.hidden_size,
+        window=recipe.window, rates=rates, **recipe.templates,
+    )  # fmt: skip
+    return Checkpoint(config, Compressor.from_base(decoder, config), decoder, tokenizer)
+
+
+def _check_goes_on(recipe: AutoencodeRecipe, config: GMSAConfig) -> None:
+    """Raise ConfigError unless the recipe can go on from a checkpoint of these settings."""
+    names = ("encoder_layers", "lsa_layers", "window")
+    expected, got = ({name: getattr(of, name) for name in names} for of in (config, recipe))
+    if expected != got or recipe.save == "adapters":
+        raise ConfigError(
+            "recipe", expected=f"{expected}, as in the checkpoint to go on from, and save: full",
+            got=f"{got}, save: {recipe.save}", remedy="Change the recipe, or start from a base model.",
+        )  # fmt: skip
+
+
+def _trainable(recipe: AutoencodeRecipe, start: Checkpoint) -> list[Tensor]:
+    """LoRA of the encoder, or all of it, and the LSA; the decoder where the recipe says so, else not its embeddings."""
+    decoder = list(start.decoder.parameters())
+    alignment = list(start.compressor.alignment.parameters())
+    encoder = (
+        add_lora(start.compressor.encoder, recipe.lora) if recipe.lora else list(start.compressor.encoder.parameters())
+    )
+    if recipe.train_decoder:
+        return [*encoder, *alignment, *decoder]
+    frozen = {id(parameter) for parameter in decoder}
+    return [parameter for parameter in (*encoder, *alignment) if id(parameter) not in frozen]
+
+
+def _save(recipe: AutoencodeRecipe, trained: Checkpoint, base: str, revision: str | None, target: Path) -> None:
+    if recipe.save == "adapters" and recipe.lora is not None:
+        save_adapters(trained, target, base=base, revision=revision, lora=recipe.lora, decoder="base")
+        return
+    if recipe.lora is not None:
+        merge_lora(trained.compressor.encoder)
+    save_checkpoint(trained, target, None if recipe.frozen_dtype == "float32" else torch.bfloat16)

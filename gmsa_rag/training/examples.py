@@ -1,10 +1,13 @@
 """Training examples and the batches made of them: text, memories in between, and what is to be learned."""
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +43,8 @@ class Batch:
     Attributes:
         input_ids: (batch, max_length), 0 where a soft token goes or a row has ended.
         labels: (batch, max_length), the token to be predicted at this position by the one before, or IGNORED.
+        predicting: (num_learned,), positions in the flattened batch from which a learned token is predicted.
+        targets: (num_learned,), these tokens, in the same order.
         soft_positions: (num_soft_tokens,), where the packed soft tokens go in the flattened batch.
         window_ids: (num_windows, max_window), tokens of all passages' windows, padded on the right.
         window_lengths: Tokens of each window.
@@ -48,10 +53,24 @@ class Batch:
 
     input_ids: Tensor
     labels: Tensor
+    predicting: Tensor
+    targets: Tensor
     soft_positions: Tensor
     window_ids: Tensor
     window_lengths: list[int]
     window_rates: list[int]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on a device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch with its tensors in pinned memory; torch's DataLoader calls it."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(**{name: change(v) if isinstance(v, Tensor) else v for name, v in fields.items()})
 
 
 def num_positions(example: Example) -> int:
@@ -59,9 +78,14 @@ def num_positions(example: Example) -> int:
     return sum(num_groups(len(part.ids), part.rate) if isinstance(part, Passage) else len(part.ids) for part in example)
 
 
-def collate(examples: Sequence[Example], window: int) -> Batch:
-    """Pad examples to a batch, their passages cut into windows."""
-    length = max(map(num_positions, examples))
+def as_text(example: Example) -> Example:
+    """The same example with its passages read as text."""
+    return [Segment(part.ids) if isinstance(part, Passage) else part for part in example]
+
+
+def collate(examples: Sequence[Example], window: int, pad_to: int = 1) -> Batch:
+    """Pad examples to a batch, their passages cut into windows; lengths become multiples of `pad_to`."""
+    length = _multiple(max(map(num_positions, examples)), pad_to)
     input_ids = torch.zeros((len(examples), length), dtype=torch.long)
     labels = torch.full_like(input_ids, IGNORED)
     soft: list[int] = []
@@ -75,12 +99,16 @@ def collate(examples: Sequence[Example], window: int) -> Batch:
                 windows += _windows(part, window)
             else:
                 count = len(part.ids)
-                ids = torch.as_tensor(part.ids, dtype=torch.long)
+                ids = torch.as_tensor(np.asarray(part.ids, dtype=np.int64))
                 input_ids[row, at : at + count] = ids
                 if part.learn:
                     labels[row, at : at + count] = ids
             at += count
-    return Batch(input_ids, labels, torch.tensor(soft, dtype=torch.long), *_pad_windows(windows))
+    labels[:, 0] = IGNORED  # nothing before it to be predicted from
+    learned = (labels != IGNORED).flatten().nonzero()[:, 0]
+    targets = labels.flatten()[learned]
+    soft_positions = torch.tensor(soft, dtype=torch.long)
+    return Batch(input_ids, labels, learned - 1, targets, soft_positions, *_pad_windows(windows, pad_to))
 
 
 def batches(
@@ -111,14 +139,18 @@ def _cost(example: Example) -> int:
     return num_positions(example) + sum(len(part.ids) for part in example if isinstance(part, Passage))
 
 
+def _multiple(length: int, of: int) -> int:
+    return -(-length // of) * of
+
+
 def _windows(passage: Passage, window: int) -> list[tuple[Sequence[int], int]]:
     borders = cut_windows(len(passage.ids), passage.rate, window)
     return [(passage.ids[a:b], passage.rate) for a, b in pairwise(borders) if b > a]
 
 
-def _pad_windows(windows: list[tuple[Sequence[int], int]]) -> tuple[Tensor, list[int], list[int]]:
+def _pad_windows(windows: list[tuple[Sequence[int], int]], pad_to: int) -> tuple[Tensor, list[int], list[int]]:
     lengths = [len(ids) for ids, _ in windows]
-    padded = torch.zeros((len(windows), max(lengths, default=0)), dtype=torch.long)
+    padded = torch.zeros((len(windows), _multiple(max(lengths, default=0), pad_to)), dtype=torch.long)
     for row, (ids, _) in enumerate(windows):
-        padded[row, : len(ids)] = torch.as_tensor(ids, dtype=torch.long)
+        padded[row, : len(ids)] = torch.as_tensor(np.asarray(ids, dtype=np.int64))
     return padded, lengths, [rate for _, rate in windows]

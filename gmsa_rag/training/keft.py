@@ -1,24 +1,39 @@
 """Stage 2, knowledge extraction fine-tuning (KEFT): the decoder learns to answer from soft tokens."""
 
+import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from gmsa_rag.config import GMSAConfig
+from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.modeling.checkpoint import load_checkpoint, save_checkpoint
-from gmsa_rag.training.data import find_files, read_questions, token_stream
+from gmsa_rag.modeling.adapters import save_tuned_decoder
+from gmsa_rag.modeling.alignment import cast_weights
+from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
+from gmsa_rag.modeling.lora import add_lora, merge_lora
+from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
 from gmsa_rag.training.loop import Run
+from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
-from gmsa_rag.training.recipe import KeftRecipe, keep_recipe
-from gmsa_rag.training.tasks import Tasks, group_questions
+from gmsa_rag.training.question_file import QuestionGroups
+from gmsa_rag.training.recipe import KeftRecipe
+from gmsa_rag.training.recipe_file import keep_recipe
+from gmsa_rag.training.tasks import Tasks
 
 QUESTION_SUFFIXES = (".jsonl.gz", ".jsonl")
+# Names of the parameters that learn, beside "all" and "lora"; fused projections of some families are covered.
+PARTS = {"qkv": (".q_proj.", ".k_proj.", ".v_proj.", ".qkv_proj."), "attention": (".self_attn.",)}
 
 
-def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: str = "cpu") -> Path:
+def keft(
+    recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: str = "cpu", *, strict: bool = True
+) -> Path:
     """Fine-tune the decoder of a checkpoint; resumes where an earlier run in `out` stopped.
 
     Args:
@@ -27,36 +42,77 @@ def keft(recipe: KeftRecipe, checkpoint: Path, data: Path, out: Path, device: st
         data: Directory of the training data.
         out: Directory of the run.
         device: Where to train.
+        strict: Whether a malformed row of a question file ends the run; else it is named, counted and left out.
 
     Returns:
         Directory of the new checkpoint; its fingerprint is the old one's, since the compressor is the same.
 
+    Raises:
+        DataError: If a data file is missing, or malformed while strict.
+        ConfigError: If the recipe's `save` does not fit what it trains or starts from.
+
     Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
     """
+    _check_saved(recipe, read_config(checkpoint))
     keep_recipe(recipe, out)
-    start = load_checkpoint(checkpoint, dtype=torch.float32, device=device)
+    start = load_checkpoint(checkpoint, dtype=getattr(torch, recipe.frozen_dtype))
+    start.config.no_answer = recipe.no_answer or start.config.no_answer
     codec = TokenCodec(start.tokenizer)
-    files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    stream = token_stream(files, codec, codec.end, out.parent)
-    questions = [
-        q for path in find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES) for q in read_questions(path)
-    ]
-    groups = group_questions(questions)
+    stream = token_stream(find_files(data, recipe.text, "text", TEXT_SUFFIXES), codec, codec.end, out.parent)
+    files = find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES)
+    groups = QuestionGroups.build(files, out.parent, strict=strict)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
-        tasks = Tasks(
-            codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.max_positions
-        )
-        return tasks.draw(recipe.tasks)
+        return Tasks(
+            codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,
+            recipe.unanswerable, recipe.refine, recipe.max_positions,
+        ).draw(recipe.tasks)  # fmt: skip
 
-    # Embeddings stay frozen: the compressor reads the same table, and memories already stored were made with it.
-    frozen = {id(start.decoder.get_input_embeddings().weight), id(start.decoder.get_output_embeddings().weight)}
-    trainable = [p for p in start.decoder.parameters() if id(p) not in frozen]
-    window = start.config.window
-    Run(
-        out, recipe.optimisation, start.decoder, start.compressor, trainable, window=window, phases=recipe.phases
-    ).train(make)
-    start.config.rates = sorted(set(recipe.phases[-1].rates))
-    save_checkpoint(start, out / "checkpoint")
+    settings, window = recipe.optimisation, start.config.window
+    teacher = copy.deepcopy(start.decoder).eval() if recipe.distillation else None
+    trainable = trainable_parameters(recipe, start.decoder)
+    objective = Objective(
+        start.decoder, start.compressor, teacher=teacher, distillation=recipe.distillation, bf16=settings.bf16,
+        cross_entropy=settings.cross_entropy,
+    )  # fmt: skip
+    run = Run(out, settings, objective, trainable, window=window, phases=recipe.phases, device=device)
+    run.train(make)
+    if run.gather():
+        start.config.rates = sorted(set(recipe.phases[-1].rates))
+        _save(recipe, start, checkpoint, out / "checkpoint")
     return out / "checkpoint"
+
+
+def trainable_parameters(recipe: KeftRecipe, decoder: PreTrainedModel) -> list[Tensor]:
+    """What learns. Embeddings never do: the compressor reads the same table, and memories were made with it."""
+    if recipe.lora is not None:
+        return list(add_lora(decoder, recipe.lora))
+    frozen = {id(decoder.get_input_embeddings().weight), id(decoder.get_output_embeddings().weight)}
+    parts = PARTS.get(recipe.trainable, ("",))
+    named = decoder.named_parameters()
+    return [p for name, p in named if id(p) not in frozen and any(part in name for part in parts)]
+
+
+def _check_saved(recipe: KeftRecipe, config: GMSAConfig) -> None:
+    if recipe.save == "adapters" and (recipe.lora is None or not config.base):
+        raise ConfigError(
+            "save: adapters", expected="trainable: lora, on a checkpoint of adapters",
+            got=f"trainable: {recipe.trainable}, on one {'of adapters' if config.base else 'in full'}",
+            remedy="Use save: full.",
+        )  # fmt: skip
+
+
+def _save(recipe: KeftRecipe, trained: Checkpoint, start: Path, target: Path) -> None:
+    """In full, or beside the adapters it started from, so that memories already stored can still be read."""
+    if recipe.save == "adapters":
+        save_tuned_decoder(trained, target, start=start, decoder="lora", decoder_lora=recipe.lora)
+        return
+    if recipe.lora is not None:
+        merge_lora(trained.decoder)
+    dtype = getattr(torch, recipe.frozen_dtype)
+    if trained.config.base:
+        cast_weights(trained.decoder, dtype)
+        save_tuned_decoder(trained, target, start=start, decoder="full")
+    else:
+        save_checkpoint(trained, target, None if dtype == torch.float32 else dtype)

@@ -1,40 +1,33 @@
-"""The training loop all stages share: steps, schedule, log, progress, checkpoints and exact resume."""
+"""The training loop all stages share, on accelerate: steps, schedule, curriculum, checkpoints and exact resume."""
 
 import dataclasses
-import json
 import logging
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gmsa_rag.errors import CheckpointError
 from gmsa_rag.modeling.alignment import backbone_of
-from gmsa_rag.modeling.compressor import Compressor
-from gmsa_rag.training.examples import Batch, Example, batches, collate
-from gmsa_rag.training.objective import compute_loss
+from gmsa_rag.training.logs import RunLog, progress
+from gmsa_rag.training.objective import Loss, Objective
+from gmsa_rag.training.pools import Make, Pair, Place, Pools, stream
 from gmsa_rag.training.recipe import Optimisation, Phase
+from gmsa_rag.training.resuming import load_state, save_state, unshard
 
 logger = logging.getLogger(__name__)
-# A phase lasts at least so long that its running accuracy says something.
-POOL, SMOOTHING, LEAST_STEPS = 512, 0.95, 20
-STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
-
-
-class Make(Protocol):
-    """Draws an example of a phase."""
-
-    def __call__(self, phase: int) -> Callable[[random.Random], Example]:
-        """The function that draws one."""
+# Sums stay on the device for so many steps: reading them waits for a GPU.
+LOG_EVERY = 20
+ONE_PHASE = (Phase((1,), (1, 1)),)
 
 
 @dataclass
@@ -45,57 +38,61 @@ class Position:
         step: Steps done.
         phase: Phase of the curriculum.
         phase_step: Steps done in it.
-        pool: Pools of examples used up.
-        used: Batches used of the current pool.
+        places: Where each process stands among its pools.
         seconds: Time trained.
-        accuracy: Running token accuracy.
-        loss: Running loss, nats a token.
+        accuracy: Token accuracy over the last steps that were logged.
+        loss: Loss over them, nats a token.
         tokens: Learned tokens so far.
+        sums: Loss, correct and learned tokens, and batches, since the last log.
     """
 
     step: int = 0
     phase: int = 0
     phase_step: int = 0
-    pool: int = 0
-    used: int = 0
+    places: list[dict[str, int]] = field(default_factory=list)
     seconds: float = 0.0
     accuracy: float = 0.0
     loss: float = 0.0
     tokens: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0] * 4)
 
 
 class Run:
-    """One stage of training in a directory.
+    """One stage of training in a directory, in one process or in several started by `accelerate launch`.
 
     Args:
-        out: Directory of the run: `log.jsonl`, and `resume/` with what a resumed run needs.
+        out: Directory of the run: `log.jsonl` and what `RunLog` adds, and `resume/` with what a resumed run needs.
         settings: How it steps.
-        decoder: The causal LM.
-        compressor: The compressor, or None for language modelling.
+        objective: What is trained; its backbones are compiled where the settings say so.
         trainable: Parameters that learn; all others are frozen.
         window: The compressor's window.
         phases: Curriculum, at least one phase.
+        device: "cpu", or "cuda" for the GPU that accelerate gives this process.
     """
 
     def __init__(
         self,
         out: Path,
         settings: Optimisation,
-        decoder: PreTrainedModel,
-        compressor: Compressor | None,
+        objective: Objective,
         trainable: Iterable[Tensor],
         *,
         window: int,
-        phases: tuple[Phase, ...] = (Phase((1,), (1, 1)),),
+        phases: tuple[Phase, ...] = ONE_PHASE,
+        device: str = "cpu",
     ) -> None:
-        self.out, self.settings, self.decoder, self.compressor = out, settings, decoder, compressor
-        self.window, self.phases, self.position = window, phases, Position()
-        self.modules = nn.ModuleDict({"decoder": decoder} | ({"compressor": compressor} if compressor else {}))
-        self.parameters = _freeze_others(self.modules, trainable)
-        self.optimiser = _optimiser(self.parameters, settings)
-        self.device = decoder.device
-        if settings.compile:
-            _compile(decoder, compressor)
+        self.out, self.settings, self.window, self.phases = out, settings, window, phases
+        self.position, self.place = Position(), Place()
+        self.taught = objective.teacher is not None
+        # A batch may hold no passage, and then the compressor has no gradient.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+        _freeze_others(objective, trainable)
+        _prepare_backbones(objective, settings)
+        parameters = _learning(objective)
+        self.objective, self.optimiser = self.accelerator.prepare(objective, _optimiser(parameters, settings))
+        self.parameters = _learning(self.objective)  # sharding replaces them
+        self._sums = torch.zeros(4, device=self.accelerator.device)
 
     def train(self, make: Make) -> Position:
         """Train to the end, from where an earlier run in the same directory stopped.
@@ -105,92 +102,112 @@ class Run:
 
         Returns:
             Where the run ended.
+
+        Raises:
+            CheckpointError: If the run in the directory is of other weights or processes, or the loss is not finite.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        if (self.out / "resume" / STATE).exists():
-            self._resume()
+        self._resume()
         if self._done() < 1.0:
             self._train(make)
-        self.modules.eval()
+        self.accelerator.unwrap_model(self.objective).eval()
         return self.position
+
+    def gather(self) -> bool:
+        """Make sharded weights whole again, in every process, and say whether this one is to save them."""
+        unshard(self.accelerator.unwrap_model(self.objective))
+        return bool(self.accelerator.is_main_process)
 
     def _train(self, make: Make) -> None:
         started = time.monotonic() - self.position.seconds
-        self.modules.train()
-        with _progress() as bar, (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
-            task = bar.add_task("", total=1.0, info="")
-            for examples in self._stream(make):
-                self._step(collate(examples, self.window))
-                self.position.seconds = time.monotonic() - started
-                bar.update(task, completed=self._done(), info=self._info())
-                self._after_step(log)
-                if self._done() >= 1.0:
-                    break
+        self.objective.train()
+        log = RunLog(self.out, self.position.step, writes=self.accelerator.is_main_process)
+        with progress(self.accelerator.is_main_process) as (bar, task):
+            batches = self._batches(make)
+            while self._done() < 1.0:
+                self._step(batches)
+                self.position.seconds = self._agreed(time.monotonic() - started)
+                if self.position.step % LOG_EVERY == 0:
+                    log.write(self._row())
+                    bar.update(task, completed=self._done(), info=self._info())
+                self._end_phase()
+                if self.position.step % self.settings.save_every == 0:
+                    self._save()
         if self.position.step % self.settings.save_every:  # else it is saved, and the only copy is not written over
             self._save()
+        log.close()
 
-    def _stream(self, make: Make) -> Iterator[list[Example]]:
-        """Batches by phase and pool; each pool is drawn from a seed of its own, so that a run can go on anywhere."""
-        at = self.position
+    def _batches(self, make: Make) -> Iterator[Pair]:
         while True:
-            phase, tokens = at.phase, self.settings.batch_tokens
-            rng = random.Random(f"{self.settings.seed} {phase} {at.pool}")
-            for index, examples in enumerate(batches(make(phase), rng, tokens, POOL)):
-                if index >= at.used:
-                    at.used = index + 1
-                    yield examples
-                    if at.phase != phase:
-                        break
-            else:
-                at.pool, at.used = at.pool + 1, 0
+            phase, rank = self.position.phase, self.accelerator.process_index
+            pools = Pools(make(phase), self.settings, self.window, phase, rank, self.taught)
+            for pair in stream(pools, self.place, pin=self.accelerator.device.type == "cuda"):
+                yield pair
+                if self.position.phase != phase:
+                    break
 
-    def _step(self, batch: Batch) -> None:
-        batch = _to(batch, self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
-            loss = compute_loss(self.decoder, self.compressor, batch)
-        loss.mean.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        rate = self.settings.learning_rate * self._schedule()
+    def _step(self, batches: Iterator[Pair]) -> None:
+        # Dropout draws from a seed of the step's own, so that a resumed run draws the same.
+        seed = f"{self.settings.seed:04d}{self.position.step:08d}{self.accelerator.process_index:04d}"
+        torch.manual_seed(int(seed))
+        for left in reversed(range(self.settings.accumulate)):
+            batch, texts = next(batches)
+            device = self.accelerator.device
+            with self.accelerator.no_sync(self.objective) if left else nullcontext():
+                loss = self.objective(batch.to(device), texts.to(device) if texts else None)
+                self.accelerator.backward(loss.mean / self.settings.accumulate)
+            self._count(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, self.settings.clip)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._learning_rate()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self._count(loss.mean.item(), loss.num_correct / max(loss.num_learned, 1), loss.num_learned)
+        self.position.step, self.position.phase_step = self.position.step + 1, self.position.phase_step + 1
 
-    def _count(self, loss: float, accuracy: float, learned: int) -> None:
+    def _count(self, loss: Loss) -> None:
+        learned = torch.tensor(float(loss.num_learned), device=self._sums.device)
+        one = torch.ones_like(learned)
+        self._sums += torch.stack([loss.mean.detach().float(), loss.num_correct.float(), learned, one])
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process's time, so that all end at the same step; asked now and then, since asking is slow."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        if self.position.step % LOG_EVERY:
+            return self.position.seconds
+        return float(broadcast_object_list([seconds])[0])
+
+    def _row(self) -> dict[str, Any]:
         at = self.position
-        if not math.isfinite(loss):
+        sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        self._sums.zero_()
+        at.loss, at.accuracy, at.tokens = sums[0] / sums[3], sums[1] / max(sums[2], 1), at.tokens + int(sums[2])
+        if not math.isfinite(at.loss):
             raise CheckpointError(
-                f"loss at step {at.step}", expected="a finite number", got=str(loss),
+                f"loss of the steps before {at.step}", expected="a finite number", got=str(at.loss),
                 remedy="Lower the learning rate and resume.",
             )  # fmt: skip
-        weight = SMOOTHING if at.phase_step else 0.0
-        at.loss = weight * at.loss + (1 - weight) * loss
-        at.accuracy = weight * at.accuracy + (1 - weight) * accuracy
-        at.step, at.phase_step, at.tokens = at.step + 1, at.phase_step + 1, at.tokens + learned
+        names = ("step", "phase", "phase_step", "loss", "accuracy", "tokens", "seconds")
+        return {name: getattr(at, name) for name in names} | {"learning_rate": self._learning_rate()}
 
-    def _after_step(self, log: Any) -> None:
-        at = self.position
-        if at.step % 20 == 0:
-            log.write(json.dumps(dataclasses.asdict(at)) + "\n")
-            log.flush()
-        phase = self.phases[at.phase]
-        last = at.phase == len(self.phases) - 1
-        reached = at.phase_step >= LEAST_STEPS and at.accuracy >= phase.until
-        if not last and (reached or at.phase_step >= phase.max_steps):
+    def _end_phase(self) -> None:
+        at, phase = self.position, self.phases[self.position.phase]
+        logged = at.step % LOG_EVERY == 0 and at.phase_step >= LOG_EVERY
+        reached = logged and at.accuracy >= phase.until
+        if at.phase < len(self.phases) - 1 and (reached or at.phase_step >= phase.max_steps):
             logger.info("phase %d done at step %d, accuracy %.3f", at.phase, at.step, at.accuracy)
-            at.phase, at.phase_step, at.pool, at.used = at.phase + 1, 0, at.pool + 1, 0
-        if at.step % self.settings.save_every == 0:
-            self._save()
+            at.phase, at.phase_step = at.phase + 1, 0
+            self.place.pool, self.place.used = self.place.pool + 1, 0
 
     def _done(self) -> float:
         """Share of the run that is done, by steps or by time, whichever is further."""
         by_time = self.position.seconds / 60 / self.settings.max_minutes if self.settings.max_minutes else 0.0
         return max(self.position.step / self.settings.steps, by_time)
 
-    def _schedule(self) -> float:
-        warmup = min(1.0, (self.position.step + 1) / self.settings.warmup)
-        return warmup * (0.1 + 0.45 * (1 + math.cos(math.pi * min(self._done(), 1.0))))
+    def _learning_rate(self) -> float:
+        warmup = min(1.0, (self.position.step + 1) / max(self.settings.warmup, 1))
+        falling = 0.1 + 0.45 * (1 + math.cos(math.pi * min(self._done(), 1.0)))
+        return self.settings.learning_rate * warmup * falling
 
     def _info(self) -> str:
         at = self.position
@@ -200,45 +217,38 @@ class Run:
         )
 
     def _save(self) -> None:
-        """Write weights, moments and position beside the old ones, the position last."""
-        folder = self.out / "resume"
-        folder.mkdir(exist_ok=True)
-        tag = f"{self.position.step}-"
-        save_file({f"{i}": p.detach().contiguous() for i, p in enumerate(self.parameters)}, folder / (tag + WEIGHTS))
-        save_file(_moments(self.optimiser, self.parameters), folder / (tag + MOMENTS))
-        beside = folder / (STATE + ".part")
-        beside.write_text(json.dumps(dataclasses.asdict(self.position)), encoding="utf-8")
-        beside.replace(folder / STATE)
-        for old in folder.glob("*.safetensors"):
-            if not old.name.startswith(tag):
-                old.unlink()
+        self.position.places = gather_object([dataclasses.asdict(self.place)])
+        self.position.sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        writes = self.accelerator.is_main_process
+        where = self.out / "resume"
+        save_state(where, dataclasses.asdict(self.position), self.parameters, self.optimiser, writes=writes)
 
     def _resume(self) -> None:
-        folder = self.out / "resume"
-        self.position = Position(**json.loads((folder / STATE).read_text(encoding="utf-8")))
-        weights = load_file(folder / f"{self.position.step}-{WEIGHTS}")
-        if len(weights) != len(self.parameters):
+        values = load_state(self.out / "resume", self.parameters, self.optimiser)
+        if values is None:
+            return
+        self.position = Position(**values)
+        if len(self.position.places) != self.accelerator.num_processes:
             raise CheckpointError(
-                f"run in {self.out}", expected=f"{len(self.parameters)} trained weights", got=str(len(weights)),
-                remedy="It was made by another recipe: choose another --out.",
+                f"run in {self.out}", expected=f"{len(self.position.places)} processes, as it was started with",
+                got=str(self.accelerator.num_processes), remedy="Launch as many, or choose another --out.",
             )  # fmt: skip
-        moments = load_file(folder / f"{self.position.step}-{MOMENTS}")
-        with torch.no_grad():
-            for index, parameter in enumerate(self.parameters):
-                parameter.copy_(weights[f"{index}"])
-                state = {name: moments[f"{index}.{name}"] for name in ("exp_avg", "exp_avg_sq", "step")}
-                self.optimiser.state[parameter] = {name: moment.to(self.device) for name, moment in state.items()}
-        logger.info("resumed at step %d", self.position.step)
+        self.place = Place(**self.position.places[self.accelerator.process_index])
+        if self.accelerator.is_main_process:  # the others' sums are in the first one's
+            self._sums += torch.tensor(self.position.sums, device=self._sums.device)
 
 
-def _freeze_others(modules: nn.Module, trainable: Iterable[Tensor]) -> list[nn.Parameter]:
+def _freeze_others(objective: nn.Module, trainable: Iterable[Tensor]) -> None:
     wanted = {id(parameter) for parameter in trainable}
-    chosen = []
-    for parameter in modules.parameters():  # each shared parameter once
+    for parameter in objective.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
-        if parameter.requires_grad:
-            chosen.append(parameter)
-    return chosen
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _learning(objective: nn.Module) -> list[nn.Parameter]:
+    """Parameters that learn, each shared one once."""
+    return [parameter for parameter in objective.parameters() if parameter.requires_grad]
 
 
 def _optimiser(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.AdamW:
@@ -249,26 +259,12 @@ def _optimiser(parameters: list[nn.Parameter], settings: Optimisation) -> torch.
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
-def _compile(decoder: PreTrainedModel, compressor: Compressor | None) -> None:
-    backbones = [backbone_of(decoder)]
-    if compressor is not None:
-        backbones += [compressor.encoder, compressor.alignment.block]
-    for backbone in backbones:
-        backbone.compile(dynamic=True)
-
-
-def _moments(optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": tensor.contiguous()
-        for index, parameter in enumerate(parameters)
-        for name, tensor in optimiser.state[parameter].items()
-    }
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {name: getattr(batch, name).to(device) for name in ("input_ids", "labels", "soft_positions", "window_ids")}
-    return dataclasses.replace(batch, **moved)
-
-
-def _progress() -> Progress:
-    return Progress(BarColumn(20), TextColumn("{task.percentage:.1f} % {task.fields[info]}"), TimeRemainingColumn())
+def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:
+    models: list[Any] = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
+    for backbone in [model for model in models if backbone_of(model) is model]:
+        if settings.attention:
+            backbone.set_attn_implementation(settings.attention)
+        if settings.gradient_checkpointing:
+            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.compile:
+            backbone.compile(dynamic=True)

@@ -19,7 +19,9 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
-from gmsa_rag.training.recipe import PretrainRecipe, keep_recipe
+from gmsa_rag.training.objective import Objective
+from gmsa_rag.training.recipe import PretrainRecipe
+from gmsa_rag.training.recipe_file import keep_recipe
 from gmsa_rag.training.tokenizer import train_tokenizer
 
 TEXT_SUFFIXES = (".txt.gz", ".txt")
@@ -55,12 +57,14 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     def make(phase: int) -> Callable[[random.Random], Example]:
         def draw(rng: random.Random) -> Example:
             start = rng.randrange(len(stream) - recipe.window)
-            return [Segment([int(i) for i in stream[start : start + recipe.window]], learn=True)]
+            return [Segment(stream[start : start + recipe.window], learn=True)]
 
         return draw
 
-    decoder = _decoder(recipe, tokenizer).to(device)  # type: ignore[arg-type]
-    Run(out, recipe.optimisation, decoder, None, decoder.parameters(), window=recipe.window).train(make)
+    decoder = _decoder(recipe, tokenizer)
+    settings = recipe.optimisation
+    objective = Objective(decoder, bf16=settings.bf16, cross_entropy=settings.cross_entropy)
+    Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device).train(make)
     decoder.save_pretrained(out / "base")
     tokenizer.save_pretrained(out / "base")
     return out / "base"

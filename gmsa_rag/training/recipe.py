@@ -1,14 +1,14 @@
-"""Recipes: one frozen dataclass a training stage, read from YAML and saved beside the stage's checkpoint."""
+"""Recipes: one frozen dataclass a training stage; `recipe_file.py` reads them from YAML."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
+from gmsa_rag.errors import ConfigError
+from gmsa_rag.modeling.lora import LoraSettings
 
-from gmsa_rag.errors import CheckpointError, ConfigError
+TRAINABLE = ("qkv", "attention", "lora", "all")
+SAVED = ("full", "adapters")
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,10 @@ class Optimisation:
 
     Attributes:
         steps: Optimiser steps in all; the learning rate falls to a tenth along a cosine over them.
-        max_minutes: End after this long, the learning rate falling in time for it; None for no limit.
+        max_minutes: End after this long, the learning rate falling in time for it; None for no limit. A run that ends
+            by time depends on the machine: only one that ends by steps gives the same weights again.
         batch_tokens: Positions a batch may hold, those of encoder and decoder together.
+        accumulate: Batches whose gradients make one step.
         learning_rate: Peak, reached after `warmup` steps.
         warmup: Steps of linear warm-up.
         betas: AdamW's.
@@ -26,13 +28,20 @@ class Optimisation:
         clip: Largest gradient norm.
         save_every: Steps between checkpoints to resume from.
         seed: Of everything drawn.
-        bf16: Whether to compute in bfloat16 (weights stay float32).
+        bf16: Whether to compute in bfloat16 (what learns stays float32).
         compile: Whether to run the layers through torch.compile; it needs a C++ compiler.
+        gradient_checkpointing: Whether to compute activations again in the backward pass, for large models.
+        attention: Attention implementation of transformers, "" for its own choice. "eager" trains faster on a CPU.
+        cross_entropy: "chunked", or "liger" for Liger's fused kernel on a GPU.
+        pool: Examples drawn at once and sorted by length into batches.
+        workers: Processes that draw examples; 0 draws them in the training process.
+        pad_to: Lengths are padded to a multiple of this, so that compiled code meets fewer shapes.
     """
 
     steps: int
     max_minutes: float | None = None
     batch_tokens: int = 4096
+    accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.98)
@@ -42,12 +51,20 @@ class Optimisation:
     seed: int = 0
     bf16: bool = True
     compile: bool = False
+    gradient_checkpointing: bool = False
+    attention: str = ""
+    cross_entropy: str = "chunked"
+    pool: int = 512
+    workers: int = 0
+    pad_to: int = 1
 
     def __post_init__(self) -> None:
         for field_ in dataclasses.fields(self):
             value = getattr(self, field_.name)
-            if isinstance(value, str):  # YAML reads 1e-3 as a text, 1.0e-3 as a number
+            if isinstance(value, str) and field_.type != "str" and field_.type is not str:
+                # YAML reads 1e-3 as a text, 1.0e-3 as a number
                 raise TypeError(f"{field_.name} is the text {value!r}; write a number with a point, as 1.0e-3")
+        _choose("cross_entropy", self.cross_entropy, ("chunked", "liger"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class Phase:
     Attributes:
         rates: Drawn evenly, one a passage.
         windows: Shortest and longest passage, in tokens.
-        until: Leave when the running token accuracy reaches this.
+        until: Leave when the token accuracy of the last steps reaches this.
         max_steps: Leave after this many steps anyway.
     """
 
@@ -93,13 +110,16 @@ class AutoencodeRecipe:
     Attributes:
         optimisation: How it steps.
         text: Text files to train on, by name.
+        phases: The rate curriculum; the last phase lasts to the end.
         encoder_layers: Layers of the encoder.
         lsa_layers: Layers of the layer semantic alignment.
         window: The compressor's window.
-        phases: The rate curriculum; the last phase lasts to the end.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze` in the last phase; before it, restoration alone.
+        lora: LoRA of the encoder, as in the paper; None trains all of its weights.
         train_decoder: Whether the decoder learns too; the paper freezes it, a base trained from scratch needs it.
-        templates: restore_template, passage_template, answer_template of the checkpoint.
+        frozen_dtype: Of the weights that do not learn.
+        save: "full", or "adapters": LoRA and LSA alone, the base named by its id and revision.
+        templates: restore_template, passage_template, answer_template, cites and no_answer of the checkpoint.
     """
 
     optimisation: Optimisation
@@ -109,8 +129,40 @@ class AutoencodeRecipe:
     lsa_layers: int = 1
     window: int = 256
     tasks: dict[str, float] = field(default_factory=lambda: {"restore": 1.0})
+    lora: LoraSettings | None = None
     train_decoder: bool = False
+    frozen_dtype: str = "float32"
+    save: str = "full"
     templates: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _choose("save", self.save, SAVED)
+        check_frozen_dtype(self.frozen_dtype, self.optimisation)
+        if self.save == "adapters" and (self.lora is None or self.train_decoder):
+            raise ConfigError(
+                "save: adapters", expected="lora, and a frozen decoder", got="weights that are no adapters",
+                remedy="Set lora and train_decoder: false, or save: full.",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Learning from the answers that the decoder, as it was before the stage, gives on full text.
+
+    Attributes:
+        weight: Share of the loss, 0 to 1: Kullback-Leibler divergence from the full-text reader's distribution.
+        temperature: Both distributions are softened by it.
+    """
+
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight <= 1 or self.temperature <= 0:
+            raise ConfigError(
+                "distillation", expected="0 < weight <= 1 and temperature > 0",
+                got=f"{self.weight}, {self.temperature}", remedy="Change the recipe, or leave distillation out.",
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,8 +176,17 @@ class KeftRecipe:
         phases: A curriculum as in autoencoding: before the last phase, questions are asked of the few sentences that
             hold their answers, cut to the phase's windows; in the last one half of the time of whole passages.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze`, `question`.
-        full_text: Share of question prompts with text in the place of memories.
+        trainable: What learns of the decoder: "qkv", "attention", "lora" or "all" but the embeddings.
+        lora: With `trainable: lora`.
+        distillation: From the full-text answers of the same decoder; None for none.
+        full_text: Share of question prompts with text in the place of all memories.
+        mixed: Share of passages, in the other prompts, that stay text beside memories.
+        unanswerable: Share of question prompts whose gold passage is taken out; the answer is then `no_answer`.
+        no_answer: What is said then; "" keeps the checkpoint's.
+        refine: Share of question prompts worded as a refinement of an earlier answer.
         max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
+        frozen_dtype: Of the weights that do not learn.
+        save: "full", all of the decoder's weights, or "adapters": its LoRA alone, on a checkpoint of adapters.
     """
 
     optimisation: Optimisation
@@ -133,71 +194,39 @@ class KeftRecipe:
     questions: tuple[str, ...]
     phases: tuple[Phase, ...]
     tasks: dict[str, float]
+    trainable: str = "all"
+    lora: LoraSettings | None = None
+    distillation: Distillation | None = None
     full_text: float = 0.1
+    mixed: float = 0.1
+    unanswerable: float = 0.0
+    no_answer: str = ""
+    refine: float = 0.0
     max_positions: int = 768
+    frozen_dtype: str = "float32"
+    save: str = "full"
+
+    def __post_init__(self) -> None:
+        _choose("trainable", self.trainable, TRAINABLE)
+        _choose("save", self.save, SAVED)
+        check_frozen_dtype(self.frozen_dtype, self.optimisation)
+        if (self.trainable == "lora") != (self.lora is not None):
+            raise ConfigError(
+                "trainable", expected="lora settings with trainable: lora, and only then",
+                got=f"{self.trainable}, lora {self.lora}", remedy="Set both or neither.",
+            )  # fmt: skip
 
 
-Stage = TypeVar("Stage", PretrainRecipe, AutoencodeRecipe, KeftRecipe)
-_SECTIONS = {PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRecipe: "keft"}
-
-
-def load_recipe(path: Path, kind: type[Stage]) -> Stage:
-    """Read one stage of a recipe file.
-
-    Args:
-        path: YAML with sections `pretrain`, `autoencode`, `keft`; a bundled recipe's bare name works too.
-        kind: The stage's dataclass.
-
-    Raises:
-        ConfigError: If the file or the section is missing, a field is unknown or a required one missing.
-    """
-    if not path.exists() and path.name == str(path):
-        path = Path(__file__).parent / "recipes" / f"{path.stem}.yaml"
-    try:
-        section = yaml.safe_load(path.read_text(encoding="utf-8"))[_SECTIONS[kind]]
-        stage: Stage = _build(kind, section)
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+def check_frozen_dtype(dtype: str, optimisation: Optimisation) -> None:
+    """Raise ConfigError unless weights that do not learn can be kept in this dtype."""
+    _choose("frozen_dtype", dtype, ("float32", "bfloat16"))
+    if dtype == "bfloat16" and not optimisation.bf16:
         raise ConfigError(
-            f"recipe {path.name}",
-            expected=f"a YAML file with a valid section {_SECTIONS[kind]!r}",
-            got=f"{type(error).__name__}: {error}",
-            remedy="See gmsa_rag/training/recipes/gmsa-mini.yaml for a whole one.",
-        ) from error
-    return stage
+            "frozen_dtype", expected="float32 where nothing is computed in bfloat16", got=dtype,
+            remedy="Set bf16: true, or frozen_dtype: float32.",
+        )  # fmt: skip
 
 
-def keep_recipe(recipe: PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path) -> None:
-    """Save a stage's recipe in its directory.
-
-    Raises:
-        CheckpointError: If a run there was started with another one; how long it lasts may differ.
-    """
-    kept = out / "recipe.json"
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if kept.exists() and _lasting(json.loads(kept.read_text(encoding="utf-8"))) != _lasting(values):
-        raise CheckpointError(
-            f"run in {out}",
-            expected=f"the recipe it was started with, {kept.name}",
-            got="another recipe",
-            remedy="Choose another --out, or go on with the old recipe.",
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(values, indent=1), encoding="utf-8")
-
-
-def _lasting(values: dict[str, Any]) -> dict[str, Any]:
-    """What may not change while a run goes on."""
-    optimisation = {k: v for k, v in values["optimisation"].items() if k not in ("steps", "max_minutes", "compile")}
-    return {**values, "optimisation": optimisation}
-
-
-def _build(kind: type[Any], values: dict[str, Any]) -> Any:
-    values = dict(values)
-    if "optimisation" in values:
-        values["optimisation"] = _build(Optimisation, values["optimisation"])
-    if "phases" in values:
-        values["phases"] = tuple(_build(Phase, phase) for phase in values["phases"])
-    names = {f.name for f in dataclasses.fields(kind)}
-    if unknown := sorted(set(values) - names):
-        raise TypeError(f"unknown fields {unknown}")
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(name, expected=f"one of {', '.join(known)}", got=repr(value), remedy="Change the recipe.")

@@ -9,16 +9,16 @@ import numpy as np
 
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, DataError
-from gmsa_rag.inference.prompt import passage_frame
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.cloze import as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import Question
 from gmsa_rag.training.examples import Example, Passage, Segment, num_positions
-from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS, Wording, draw_wording
-from gmsa_rag.training.tokenizer import ASSISTANT, USER
+from gmsa_rag.training.frames import frame_of
+from gmsa_rag.training.prompts import AskedPassage, QuestionPrompts
+from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS
 
 Ids = list[int]
-OWN_WORDING, UNTITLED, SHORTENED, FURTHER_TURNS, AHEAD = 0.5, 0.3, 0.5, 4, 32
+SHORTENED, FURTHER_TURNS, DISTRACTORS, AHEAD = 0.5, 8, 4, 32
 TOKENS_A_WORD = 1.5
 
 
@@ -33,7 +33,10 @@ class Tasks:
         rates: Rates to draw from.
         windows: Shortest and longest passage in tokens.
         questions: Questions by passage, from `group_questions`.
-        full_text: Share of question prompts with text in the place of memories.
+        full_text: Share of question prompts with text in the place of all memories.
+        mixed: Share of passages, in the other prompts, that stay text beside memories.
+        unanswerable: Share of question prompts whose gold passage is taken out; the answer is the config's no_answer.
+        refine: Share of question prompts worded as a refinement of an earlier answer.
         max_positions: Longest example.
     """
 
@@ -44,6 +47,9 @@ class Tasks:
     windows: tuple[int, int]
     questions: Sequence[Sequence[Question]] = ()
     full_text: float = 0.0
+    mixed: float = 0.0
+    unanswerable: float = 0.0
+    refine: float = 0.0
     max_positions: int = 768
 
     def __post_init__(self) -> None:
@@ -57,12 +63,10 @@ class Tasks:
             )
 
     @cached_property
-    def _user(self) -> int:
-        return self.codec.control_id(USER)
-
-    @cached_property
-    def _assistant(self) -> int:
-        return self.codec.control_id(ASSISTANT)
+    def prompts(self) -> QuestionPrompts:
+        """How questions are put."""
+        frame = frame_of(self.codec.tokenizer)
+        return QuestionPrompts(self.codec, self.config, frame, self.full_text, self.mixed, self.refine)
 
     def draw(self, weights: dict[str, float]) -> Callable[[random.Random], Example]:
         """A function that draws an example by the tasks' weights.
@@ -86,9 +90,9 @@ class Tasks:
         ids = self._span(rng, self._size(rng))
         before, after = self.config.restore_template.split("{memory}")
         return [
-            Segment(self.codec.prefix + self._text(before)),
+            Segment(self.codec.prefix + self.prompts.text(before)),
             Passage(ids, rng.choice(self.rates)),
-            Segment(self._text(after)),
+            Segment(self.prompts.text(after)),
             Segment([*ids, self.codec.end], learn=True),
         ]
 
@@ -107,7 +111,7 @@ class Tasks:
             if "\ufffd" not in quoted:  # a character cut in two cannot be quoted
                 follows = ids[start + size : start + size + rng.randint(6, 16)]
                 turns.append((rng.choice(QUOTE_PROMPTS).format(text=quoted), [*follows, self.codec.end]))
-        return self._turns(Passage(ids, rng.choice(self.rates)), turns) if turns else self._restore(rng)
+        return self.prompts.turns(Passage(ids, rng.choice(self.rates)), turns) if turns else self._restore(rng)
 
     def _cloze(self, rng: random.Random) -> Example:
         ids = self._span(rng, self._size(rng))
@@ -124,84 +128,58 @@ class Tasks:
             else:
                 question = as_question(cloze, rng)
                 prompt = "Question: " + (thin(question, rng.uniform(0, 0.3), rng) if asked < 0.7 else question)
-            turns.append((prompt, self._answer(cloze.answer)))
-        return self._turns(Passage(ids, rng.choice(self.rates)), turns)
+            turns.append((prompt, self.prompts.answer(cloze.answer)))
+        return self.prompts.turns(Passage(ids, rng.choice(self.rates)), turns)
 
     def _question(self, rng: random.Random) -> Example:
         group = rng.choice(self.questions)
-        first = rng.choice(group)
-        passages, gold = self._passages(first, rng)
-        own = rng.random() < OWN_WORDING
-        wording = self._own_wording() if own else draw_wording(rng)
-        cite = f" [{gold + 1}]" if own and self.config.cites else ""
-        example = self._first_turn(wording, passages, first, cite, rng.random() < self.full_text, rng)
-        if wording.chat:
-            others = [q for q in group if q is not first and q.answers[0] in passages[gold][1]]
+        asked = rng.choice(group)
+        passages, gold = self._passages(asked, rng)
+        answer = asked.answers[0]
+        if self.config.no_answer and rng.random() < self.unanswerable:
+            passages, gold, answer = self._without_gold(asked, passages, gold, rng), None, self.config.no_answer
+        wrong = rng.choice(rng.choice(self.questions)).answers[0]
+        example, goes_on = self.prompts.draw(
+            asked.question, answer, passages, gold, wrong, lambda: rng.choice(self.rates), rng
+        )
+        if goes_on and gold is not None:
+            others = [q for q in group if q is not asked and q.answers[0] in passages[gold].text]
             for question in rng.sample(others, min(len(others), rng.randint(0, FURTHER_TURNS))):
-                asks = [self._user, *self._text(f"Question: {question.question}"), self._assistant]
-                example += [Segment(asks), Segment(self._answer(question.answers[0] + cite), learn=True)]
+                cite = f" [{gold + 1}]" if self._cites(example) else ""
+                example += self.prompts.further_turn(question.question, question.answers[0] + cite)
         return example if num_positions(example) <= self.max_positions else self._cloze(rng)
 
-    def _first_turn(
-        self, wording: Wording, passages: list[tuple[str, str]], asked: Question, cite: str, as_text: bool,
-        rng: random.Random,
-    ) -> list[Segment | Passage]:  # fmt: skip
-        """The prompt of a wording, and its answer."""
-        pieces: list[str | Passage] = []
-        head, tail = wording.prompt.format(passages="\0", question=asked.question).split("\0")
-        pieces.append(head)
-        for number, (title, text) in enumerate(passages, 1):
-            named = "" if rng.random() < UNTITLED else title
-            before, after = passage_frame(wording.passage, number, named)
-            memory = text if as_text else Passage(self.codec.encode([text])[0], rng.choice(self.rates))
-            pieces += [before, memory, after]
-        parts = self._join([*pieces, tail])
-        start = [*self.codec.prefix, self._user] if wording.chat else self.codec.prefix
-        closing = [Segment([self._assistant])] if wording.chat else []
-        return [Segment(start), *parts, *closing, Segment(self._answer(asked.answers[0] + cite), learn=True)]
+    def _cites(self, example: Example) -> bool:
+        """Whether the answer of a first turn ends with the number of its passage."""
+        last = example[-1]
+        return isinstance(last, Segment) and self.codec.decode(last.ids).endswith("]")
 
-    def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
-        """Tokenise runs of text as one, as inference does."""
-        parts: list[Segment | Passage] = []
-        text = ""
-        for piece in pieces:
-            if isinstance(piece, str):
-                text += piece
-                continue
-            parts += [Segment(self._text(text)), piece]
-            text = ""
-        return [*parts, Segment(self._text(text))]
-
-    def _turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
-        """Several questions of one memory, each a turn, so that it is read once for all."""
-        example: list[Segment | Passage] = [Segment([*self.codec.prefix, self._user]), passage]
-        for index, (prompt, answer) in enumerate(turns):
-            opening = [self._user] if index else self._text("\n")
-            example.append(Segment([*opening, *self._text(prompt), self._assistant]))
-            example.append(Segment(answer, learn=True))
-        return example
-
-    def _answer(self, text: str) -> Ids:
-        """An answer's tokens. It starts with a space, as words within passages do: easier to copy."""
-        return [*self._text(" " + text), self.codec.end]
-
-    def _passages(self, question: Question, rng: random.Random) -> tuple[list[tuple[str, str]], int]:
-        """Titles and texts, shuffled, and which is the gold one; others only where windows are as long as they get."""
+    def _passages(self, question: Question, rng: random.Random) -> tuple[list[AskedPassage], int | None]:
+        """Passages, shuffled, and which is the gold one; others only where windows are as long as they get."""
         at = question.gold[0]
-        title, text = question.titles[at], question.passages[at]
+        text = question.passages[at]
         last = self.windows[1] >= self.config.window
         if not last or rng.random() < SHORTENED:
             text = shorten(text, question.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
-        others = [
-            pair for pair in zip(question.titles, question.passages, strict=True) if pair[1] != question.passages[at]
-        ]
-        chosen = rng.sample(others, min(len(others), rng.randint(0, 4))) if last else []
+        pairs = [AskedPassage(*pair) for pair in zip(question.titles, question.passages, strict=True)]
+        needed = [pairs[index] for index in question.gold[1:]]
+        others = [pair for pair in pairs if pair not in needed and pair.text != question.passages[at]]
+        chosen = needed + rng.sample(others, min(len(others), rng.randint(0, DISTRACTORS))) if last else []
+        rng.shuffle(chosen)
         gold = rng.randint(0, len(chosen))
-        return [*chosen[:gold], (title, text), *chosen[gold:]], gold
+        return [*chosen[:gold], AskedPassage(question.titles[at], text), *chosen[gold:]], gold
 
-    def _own_wording(self) -> Wording:
-        _, _, template = self.config.answer_template.rpartition(USER)
-        return Wording(self.config.passage_template, template.removesuffix(ASSISTANT))
+    def _without_gold(
+        self, asked: Question, passages: list[AskedPassage], gold: int | None, rng: random.Random
+    ) -> list[AskedPassage]:
+        """The prompt's passages without any that hold the answer; one of another question where none is left."""
+        answer = asked.answers[0]
+        left = [p for index, p in enumerate(passages) if index != gold and answer not in p.text]
+        while not left:
+            other = rng.choice(rng.choice(self.questions))
+            text = shorten(other.passages[0], other.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
+            left = [AskedPassage(other.titles[0], text)] if answer not in text else []
+        return left
 
     def _size(self, rng: random.Random) -> int:
         """Tokens of a passage; shorter ones come more often."""
@@ -215,12 +193,6 @@ class Tasks:
             if not (span == self.codec.end).any():
                 break
         return [int(i) for i in span]
-
-    def _text(self, text: str) -> Ids:
-        ids: Ids = []
-        for piece, control in self.codec.split_control(text):
-            ids += [self.codec.control_id(piece)] if control else self.codec.encode([piece])[0]
-        return ids
 
 
 def group_questions(questions: Sequence[Question]) -> list[list[Question]]:

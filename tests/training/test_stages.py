@@ -14,14 +14,8 @@ from gmsa_rag.training import loop
 from gmsa_rag.training.autoencoding import autoencode
 from gmsa_rag.training.keft import keft
 from gmsa_rag.training.pretraining import pretrain
-from gmsa_rag.training.recipe import (
-    AutoencodeRecipe,
-    KeftRecipe,
-    Optimisation,
-    Phase,
-    PretrainRecipe,
-    load_recipe,
-)
+from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, Optimisation, Phase, PretrainRecipe
+from gmsa_rag.training.recipe_file import load_recipe
 
 STEPS = Optimisation(steps=8, batch_tokens=400, warmup=2, save_every=3, bf16=False, learning_rate=3e-3)
 ARCHITECTURE = {

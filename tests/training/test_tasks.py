@@ -12,6 +12,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Passage, Segment
+from gmsa_rag.training.prompts import AskedPassage
 from gmsa_rag.training.tasks import Tasks, group_questions
 
 TEMPLATES = {
@@ -64,10 +65,11 @@ def test_restoration_is_prompted_as_inference_does(tasks, make_base, tokenizer):
 def test_the_own_wording_equals_the_answer_prompt(tasks, data, make_base, tokenizer):
     gmsa = GMSA.from_base(make_base(), tokenizer, encoder_layers=2, window=256, **TEMPLATES)
     question = next(iter(read_questions(data / "qa" / "rivers.train.jsonl")))
-    pairs = list(zip(question.titles, question.passages, strict=True))
-    rng = random.Random(2)
+    passages = [AskedPassage(*pair) for pair in zip(question.titles, question.passages, strict=True)]
+    rng, prompts = random.Random(2), dataclasses.replace(tasks.prompts, full_text=0.0)
+    answer = f"{question.answers[0]} [2]"
     while True:  # until every title is kept
-        example = tasks._first_turn(tasks._own_wording(), pairs, question, " [2]", False, rng)
+        example = prompts.first_turn(prompts.own(), question.question, answer, passages, lambda: 4, rng)
         text = tasks.codec.decode([i for part in example if isinstance(part, Segment) for i in part.ids])
         if all(title in text for title in question.titles):
             break

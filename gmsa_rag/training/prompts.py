@@ -1,0 +1,158 @@
+"""Question prompts to train on: passages as memories or text, in many wordings, each as inference would send it."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gmsa_rag.config import GMSAConfig
+from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.training.examples import Example, Passage, Segment
+from gmsa_rag.training.frames import Frame, lay_out
+from gmsa_rag.training.templates import REFINE_WORDINGS, RefineWording, Wording, draw_wording
+
+Ids = list[int]
+OWN_WORDING, UNTITLED, EARLIER_ANSWER_RIGHT = 0.5, 0.3, 0.5
+
+
+class AskedPassage(NamedTuple):
+    """A passage in a prompt."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class QuestionPrompts:
+    """Builds the prompts.
+
+    Attributes:
+        codec: The tokenizer.
+        config: The checkpoint's templates.
+        frame: Of the tokenizer's chat template.
+        full_text: Share of prompts with text in the place of all memories.
+        mixed: Share of passages, in the other prompts, that stay text beside memories.
+        refine: Share of prompts worded as a refinement of an earlier answer.
+    """
+
+    codec: TokenCodec
+    config: GMSAConfig
+    frame: Frame
+    full_text: float = 0.0
+    mixed: float = 0.0
+    refine: float = 0.0
+
+    def draw(
+        self, question: str, answer: str, passages: Sequence[AskedPassage], gold: int | None, wrong: str,
+        rate: Callable[[], int], rng: random.Random,
+    ) -> tuple[list[Segment | Passage], bool]:  # fmt: skip
+        """A prompt in some wording and its answer.
+
+        Args:
+            question: What is asked.
+            answer: What is to be said.
+            passages: What it is asked of.
+            gold: Index of the passage that holds the answer, None if none does.
+            wrong: Another answer, for a refinement to mend.
+            rate: Draws the rate of a passage.
+            rng: Where all randomness comes from.
+
+        Returns:
+            The example, and whether further turns may follow it.
+        """
+        if rng.random() < self.refine:
+            return self._refinement(question, answer, passages, gold, wrong, rate, rng), False
+        own = rng.random() < OWN_WORDING
+        wording = self.own() if own else draw_wording(rng)
+        cite = f" [{gold + 1}]" if own and self.config.cites and gold is not None else ""
+        return self.first_turn(wording, question, answer + cite, passages, rate, rng), own or wording.chat
+
+    def own(self) -> Wording:
+        """The checkpoint's own wording: its template holds the control tokens of its frame."""
+        return Wording(self.config.passage_template, self.config.answer_template, chat=False)
+
+    def first_turn(
+        self, wording: Wording, question: str, answer: str, passages: Sequence[AskedPassage],
+        rate: Callable[[], int], rng: random.Random,
+    ) -> list[Segment | Passage]:  # fmt: skip
+        """The prompt of a wording, and its answer."""
+        head, tail = (part.replace("{question}", question) for part in self._laid_out(wording).split("{passages}"))
+        titles = ["" if rng.random() < UNTITLED else passage.title for passage in passages]
+        all_text = rng.random() < self.full_text
+        pieces: list[str | Passage] = [head]
+        for passage, (before, after) in zip(passages, wording.frames(titles), strict=True):
+            stays = all_text or rng.random() < self.mixed
+            pieces += [before, passage.text if stays else self._memory(passage, rate), after]
+        return self._answered([*pieces, tail], answer)
+
+    def further_turn(self, question: str, answer: str) -> list[Segment | Passage]:
+        """Another question of the same passages, and its answer."""
+        asks = self.text(f"{self.frame.between}Question: {question}{self.frame.closing}")
+        return [Segment(asks), Segment(self.answer(answer), learn=True)]
+
+    def turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
+        """Several questions of one memory, each a turn, so that it is read once for all."""
+        example: list[Segment | Passage] = [Segment(self._prefixed(self.text(self.frame.opening))), passage]
+        for index, (prompt, answer) in enumerate(turns):
+            opening = self.frame.between if index else "\n"
+            example.append(Segment(self.text(f"{opening}{prompt}{self.frame.closing}")))
+            example.append(Segment(answer, learn=True))
+        return example
+
+    def answer(self, text: str) -> Ids:
+        """An answer's tokens, as the frame starts it, and the end token."""
+        return [*self.text(self.frame.before_answer + text), self.codec.end]
+
+    def text(self, text: str) -> Ids:
+        """Token ids of text in which control tokens are control tokens."""
+        ids: Ids = []
+        for piece, control in self.codec.split_control(text):
+            ids += [self.codec.control_id(piece)] if control else self.codec.encode([piece])[0]
+        return ids
+
+    def _refinement(
+        self, question: str, answer: str, passages: Sequence[AskedPassage], gold: int | None, wrong: str,
+        rate: Callable[[], int], rng: random.Random,
+    ) -> list[Segment | Passage]:  # fmt: skip
+        """One passage and an earlier answer, right or wrong; where the passage does not help, it stays."""
+        wording = rng.choice(REFINE_WORDINGS)
+        shown = passages[gold] if gold is not None else rng.choice(passages)
+        earlier = answer if gold is None or rng.random() < EARLIER_ANSWER_RIGHT else wrong
+        values = {"{question}": question, "{existing_answer}": earlier}
+        head, tail = (_fill(part, values) for part in self._laid_out(wording).split("{context}"))
+        return self._answered([head, self._memory(shown, rate), tail], answer)
+
+    def _laid_out(self, wording: Wording | RefineWording) -> str:
+        """The whole prompt of a wording, its variables still in it."""
+        turns = wording.turns or (("user", wording.prompt),)
+        return lay_out(self.codec.tokenizer, turns) if wording.chat else wording.prompt
+
+    def _answered(self, pieces: Sequence[str | Passage], answer: str) -> list[Segment | Passage]:
+        first, *others = self._join(pieces)
+        start = first.ids if isinstance(first, Segment) else ()
+        return [Segment(self._prefixed(start)), *others, Segment(self.answer(answer), learn=True)]
+
+    def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
+        """Tokenise runs of text as one, as inference does; the first part is text, if only none."""
+        parts: list[Segment | Passage] = []
+        text = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                text += piece
+                continue
+            parts += [Segment(self.text(text)), piece]
+            text = ""
+        return [*parts, Segment(self.text(text))]
+
+    def _memory(self, passage: AskedPassage, rate: Callable[[], int]) -> Passage:
+        return Passage(self.codec.encode([passage.text])[0], rate())
+
+    def _prefixed(self, ids: Sequence[int]) -> Ids:
+        prefix = self.codec.prefix
+        return [*ids] if list(ids[: len(prefix)]) == prefix else [*prefix, *ids]
+
+
+def _fill(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text

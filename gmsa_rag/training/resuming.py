@@ -1,0 +1,106 @@
+"""What a run needs to go on exactly: weights, moments and place, as safetensors and JSON."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from gmsa_rag.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
+MOMENT_NAMES = ("exp_avg", "exp_avg_sq", "step")
+
+
+def save_state(
+    folder: Path, place: dict[str, Any], parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, *,
+    writes: bool = True,
+) -> None:  # fmt: skip
+    """Write weights, moments and place beside the old ones, the place last; then remove the old ones.
+
+    Args:
+        folder: Where to.
+        place: Plain values with at least `step`.
+        parameters: What learns; sharded ones are gathered.
+        optimiser: AdamW, after at least one step.
+        writes: Whether this process writes; all that train together call this, since gathering needs all of them.
+    """
+    weights = {f"{index}": _whole(parameter) for index, parameter in enumerate(parameters)}
+    moments = {
+        f"{index}.{name}": _whole(optimiser.state[parameter][name])
+        for index, parameter in enumerate(parameters)
+        for name in MOMENT_NAMES
+    }
+    if not writes:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = f"{place['step']}-"
+    save_file(weights, folder / (tag + WEIGHTS))
+    save_file(moments, folder / (tag + MOMENTS))
+    beside = folder / (STATE + ".part")
+    beside.write_text(json.dumps(place), encoding="utf-8")
+    beside.replace(folder / STATE)
+    for old in folder.glob("*.safetensors"):
+        if not old.name.startswith(tag):
+            old.unlink()
+
+
+def load_state(
+    folder: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, Any] | None:
+    """Put weights and moments back.
+
+    Returns:
+        The place that was saved, or None where nothing was.
+
+    Raises:
+        CheckpointError: If the run was made with other weights than these.
+    """
+    if not (folder / STATE).exists():
+        return None
+    place: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    weights = load_file(folder / f"{place['step']}-{WEIGHTS}")
+    shapes = [tuple(weights[f"{index}"].shape) for index in range(len(weights))]
+    if shapes != [tuple(parameter.shape) for parameter in parameters]:
+        raise CheckpointError(
+            f"run in {folder.parent}", expected=f"{len(parameters)} trained weights of this model's shapes",
+            got=f"{len(weights)}, or other shapes", remedy="It was made by another recipe: choose another --out.",
+        )  # fmt: skip
+    moments = load_file(folder / f"{place['step']}-{MOMENTS}")
+    with torch.no_grad():
+        for index, parameter in enumerate(parameters):
+            parameter.copy_(_placed(weights[f"{index}"], parameter))
+            state = {name: moments[f"{index}.{name}"] for name in MOMENT_NAMES}
+            optimiser.state[parameter] = {
+                name: moment.to(parameter.device) if name == "step" else _placed(moment, parameter)
+                for name, moment in state.items()
+            }
+    logger.info("resumed at step %d", place["step"])
+    return place
+
+
+def unshard(model: nn.Module) -> None:
+    """Put whole parameters in the place of sharded ones; shared ones stay shared. All processes call it together."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, DTensor):
+                whole = made.setdefault(id(parameter), nn.Parameter(_whole(parameter), parameter.requires_grad))
+                setattr(module, name, whole)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu().contiguous()
+
+
+def _placed(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor on another's device, sharded as it is."""
+    if isinstance(like, DTensor):
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    return whole.to(like.device)
