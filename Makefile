@@ -6,6 +6,10 @@ SHELL := bash
 
 PYTHON ?= python3
 ARGS ?=
+DATA ?= data
+OUT ?= runs
+DEVICE ?= auto
+STAGES ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip --disable-pip-version-check --no-input install -qq -c constraints.txt
@@ -13,7 +17,7 @@ PACKAGES := gmsa_rag integrations/langchain/langchain_gmsa
 # Tests and demo work from what is installed: nothing asks a model hub.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup setup-dev demo test check docs bench clean
+.PHONY: help setup setup-dev demo test check docs train-mini bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +59,9 @@ test: setup-dev check ## All checks, then the tests and the examples in docstrin
 
 docs: setup-dev ## Run every snippet of the README and docs/
 	@$(OFFLINE) $(RUN) -m pytest tests/test_docs.py $(ARGS)
+
+train-mini: setup-dev ## Train gmsa-mini anew: DATA=directory OUT=runs DEVICE=auto STAGES="pretrain autoencode keft export"
+	@PYTHON=$(RUN) DEVICE=$(DEVICE) bash gmsa_rag/training/launch/gmsa-mini.sh $(DATA) $(OUT) $(STAGES)
 
 bench: setup ## Time to first token: from memories and from full text
 	@$(OFFLINE) $(RUN) -m gmsa_rag.evaluation.latency $(ARGS)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from gmsa_rag.checks import check_rate
@@ -45,12 +44,12 @@ class Compressor(nn.Module):
         Returns:
             Soft tokens of all rows, packed: (sum of ceil(length / rate), hidden_size).
         """
-        # Causal layers cannot see what is padded on the right, so no mask is needed.
+        # Causal layers cannot see what is padded on the right, so no mask is needed. Places and borders are worked out
+        # on the CPU: asking a GPU for them would wait for it.
         hidden = self.encoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        merged = group_merge(_pack(hidden, lengths), group_bounds(lengths, rates).to(hidden.device))
+        merged = group_merge(_pack(hidden, lengths), group_bounds(lengths, rates))
         counts = [num_groups(length, rate) for length, rate in zip(lengths, rates, strict=True)]
-        padded = pad_sequence(list(merged.split(counts)), batch_first=True)
-        return _pack(self.alignment(padded), counts)
+        return _pack(self.alignment(_pad(merged, counts)), counts)
 
 
 def cut_windows(num_tokens: int, rate: int, window: int) -> list[int]:
@@ -79,7 +78,20 @@ def cut_windows(num_tokens: int, rate: int, window: int) -> list[int]:
 
 def _pack(padded: Tensor, lengths: Sequence[int]) -> Tensor:
     """Rows of (batch, max_length, hidden_size) without their padding, (sum of lengths, hidden_size)."""
-    if all(length == padded.shape[1] for length in lengths):
-        return padded.flatten(0, 1)
-    positions = torch.arange(padded.shape[1], device=padded.device)
-    return padded[positions < torch.tensor(lengths, device=padded.device)[:, None]]
+    flat = padded.flatten(0, 1)
+    return flat if len(flat) == sum(lengths) else flat[_places(lengths, padded.shape[1], padded.device)]
+
+
+def _pad(packed: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The reverse, padded with zeros on the right."""
+    shape = len(lengths), max(lengths, default=0), packed.shape[1]
+    if len(packed) == shape[0] * shape[1]:
+        return packed.view(shape)
+    flat = packed.new_zeros((shape[0] * shape[1], shape[2]))
+    return flat.index_copy(0, _places(lengths, shape[1], packed.device), packed).view(shape)
+
+
+def _places(lengths: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """Where the rows' tokens stand in a flattened batch of so many columns."""
+    filled = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return filled.flatten().nonzero()[:, 0].to(device, non_blocking=True)

@@ -15,17 +15,20 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda; `accelerate launch
 Strict = Annotated[bool, typer.Option("--strict", help="End at a malformed row; else it is named and left out.")]
 Revision = Annotated[str | None, typer.Option(help="Of a hub id.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own choice.")]
+Steps = Annotated[int, typer.Option(help="End after so many steps, not where the recipe does; for rehearsals.", min=0)]
 
 
 @app.command()
-def pretrain(recipe: Recipe, data: Data, out: Out, device: Device = "auto", threads: Threads = 0) -> None:
+def pretrain(
+    recipe: Recipe, data: Data, out: Out, device: Device = "auto", threads: Threads = 0, steps: Steps = 0
+) -> None:
     """Train a small base language model and its tokenizer from scratch."""
     from gmsa_rag.training import pretraining
     from gmsa_rag.training.recipe import PretrainRecipe
     from gmsa_rag.training.recipe_file import load_recipe
 
     place = _prepare(device, threads)
-    typer.echo(pretraining.pretrain(load_recipe(recipe, PretrainRecipe), data, out, place))
+    typer.echo(pretraining.pretrain(load_recipe(recipe, PretrainRecipe, steps=steps or None), data, out, place))
 
 
 @app.command()
@@ -37,6 +40,7 @@ def autoencode(
     revision: Revision = None,
     device: Device = "auto",
     threads: Threads = 0,
+    steps: Steps = 0,
 ) -> None:
     """Train a compressor that keeps what a passage says (AE)."""
     from gmsa_rag.training import autoencoding
@@ -44,8 +48,8 @@ def autoencode(
     from gmsa_rag.training.recipe_file import load_recipe
 
     place = _prepare(device, threads)
-    stage = load_recipe(recipe, AutoencodeRecipe)
-    typer.echo(autoencoding.autoencode(stage, base, data, out, place, revision=revision))
+    loaded = load_recipe(recipe, AutoencodeRecipe, steps=steps or None)
+    typer.echo(autoencoding.autoencode(loaded, base, data, out, place, revision=revision))
 
 
 @app.command()
@@ -57,6 +61,7 @@ def keft(
     strict: Strict = False,
     device: Device = "auto",
     threads: Threads = 0,
+    steps: Steps = 0,
 ) -> None:
     """Fine-tune the decoder to answer from soft tokens (KEFT)."""
     from gmsa_rag.training import keft as stage
@@ -64,7 +69,9 @@ def keft(
     from gmsa_rag.training.recipe_file import load_recipe
 
     place = _prepare(device, threads)
-    typer.echo(stage.keft(load_recipe(recipe, KeftRecipe), checkpoint, data, out, place, strict=strict))
+    typer.echo(
+        stage.keft(load_recipe(recipe, KeftRecipe, steps=steps or None), checkpoint, data, out, place, strict=strict)
+    )
 
 
 @app.command()

@@ -43,7 +43,7 @@ class Position:
         accuracy: Token accuracy over the last steps that were logged.
         loss: Loss over them, nats a token.
         tokens: Learned tokens so far.
-        sums: Loss, correct and learned tokens, and batches, since the last log.
+        sums: Loss, correct tokens, learned tokens and batches since the last log.
     """
 
     step: int = 0
@@ -92,7 +92,8 @@ class Run:
         parameters = _learning(objective)
         self.objective, self.optimiser = self.accelerator.prepare(objective, _optimiser(parameters, settings))
         self.parameters = _learning(self.objective)  # sharding replaces them
-        self._sums = torch.zeros(4, device=self.accelerator.device)
+        self._sums = torch.zeros(2, device=self.accelerator.device)  # loss, correct tokens
+        self._counts = [0.0, 0.0]  # learned tokens, batches
 
     def train(self, make: Make) -> Position:
         """Train to the end, from where an earlier run in the same directory stopped.
@@ -165,9 +166,14 @@ class Run:
         self.position.step, self.position.phase_step = self.position.step + 1, self.position.phase_step + 1
 
     def _count(self, loss: Loss) -> None:
-        learned = torch.tensor(float(loss.num_learned), device=self._sums.device)
-        one = torch.ones_like(learned)
-        self._sums += torch.stack([loss.mean.detach().float(), loss.num_correct.float(), learned, one])
+        self._sums += torch.stack([loss.mean.detach().float(), loss.num_correct.float()])
+        self._counts = [self._counts[0] + loss.num_learned, self._counts[1] + 1]
+
+    def _summed(self) -> list[float]:
+        """Sums and counts since the last log, of all processes."""
+        own = torch.cat([self._sums, torch.tensor(self._counts, device=self._sums.device)])
+        summed: list[float] = self.accelerator.reduce(own, reduction="sum").tolist()
+        return summed
 
     def _agreed(self, seconds: float) -> float:
         """The first process's time, so that all end at the same step; asked now and then, since asking is slow."""
@@ -179,8 +185,9 @@ class Run:
 
     def _row(self) -> dict[str, Any]:
         at = self.position
-        sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        sums = self._summed()
         self._sums.zero_()
+        self._counts = [0.0, 0.0]
         at.loss, at.accuracy, at.tokens = sums[0] / sums[3], sums[1] / max(sums[2], 1), at.tokens + int(sums[2])
         if not math.isfinite(at.loss):
             raise CheckpointError(
@@ -218,7 +225,7 @@ class Run:
 
     def _save(self) -> None:
         self.position.places = gather_object([dataclasses.asdict(self.place)])
-        self.position.sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
+        self.position.sums = self._summed()
         writes = self.accelerator.is_main_process
         where = self.out / "resume"
         save_state(where, dataclasses.asdict(self.position), self.parameters, self.optimiser, writes=writes)
@@ -235,7 +242,8 @@ class Run:
             )  # fmt: skip
         self.place = Place(**self.position.places[self.accelerator.process_index])
         if self.accelerator.is_main_process:  # the others' sums are in the first one's
-            self._sums += torch.tensor(self.position.sums, device=self._sums.device)
+            self._sums += torch.tensor(self.position.sums[:2], device=self._sums.device)
+            self._counts = self.position.sums[2:]
 
 
 def _freeze_others(objective: nn.Module, trainable: Iterable[Tensor]) -> None:

@@ -19,12 +19,13 @@ _SECTIONS = {PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRec
 _NESTED = {"optimisation": Optimisation, "lora": LoraSettings, "distillation": Distillation}
 
 
-def load_recipe(path: Path, kind: type[Stage]) -> Stage:
+def load_recipe(path: Path, kind: type[Stage], *, steps: int | None = None) -> Stage:
     """Read one stage of a recipe file.
 
     Args:
         path: YAML with sections `pretrain`, `autoencode`, `keft`; a bundled recipe's bare name works too.
         kind: The stage's dataclass.
+        steps: In the place of the recipe's steps; None for these.
 
     Raises:
         ConfigError: If the file or the section is missing, a field is unknown or a required one missing, or a value
@@ -34,6 +35,8 @@ def load_recipe(path: Path, kind: type[Stage]) -> Stage:
         path = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
     try:
         section = yaml.safe_load(path.read_text(encoding="utf-8"))[_SECTIONS[kind]]
+        if steps is not None:
+            section["optimisation"]["steps"] = steps
         stage: Stage = _build(kind, section)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
