@@ -1,7 +1,9 @@
-"""`gmsa eval restoration | qa`: the evaluations on the command line."""
+"""`gmsa eval restoration | needle | qa | ablation`: the evaluations on the command line."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +15,23 @@ Out = Annotated[Path, typer.Option(help="Directory of the report, as JSON and Ma
 Seed = Annotated[int, typer.Option(help="Of everything drawn.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+QuestionFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Question files, by name without suffix; repeated, or with commas between.", show_default="squad1.1.dev"
+    ),
+]
+Conditions = Annotated[
+    str | None, typer.Option(help="What to answer from, with commas between.", show_default="all there are")
+]
+Passages = Annotated[
+    Literal["given", "gold", "distractors", "retrieved"],
+    typer.Option(help="What to ask of: a question's own passages, the gold ones, these among others, or the closest."),
+]
+WordingName = Annotated[
+    str, typer.Option(help="Words of the prompt: own, langchain, langchain_chat, llama_index, llama_index_chat, ...")
+]
+NeedleKind = Literal["passkey", "needle", "both"]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own choice.", min=0)]
 
 
@@ -22,29 +41,73 @@ def restoration(
     data: Data,
     out: Out,
     file: Annotated[str, typer.Option(help="Text file, by its name without suffix.")] = "wikipedia_en.heldout",
-    windows: Annotated[str, typer.Option(help="Tokens of a passage, with commas between.")] = "64,128,256",
-    rates: Annotated[str, typer.Option(help="Rates, with commas between.")] = "2,4,8,16",
+    windows: Annotated[str, typer.Option(help="Tokens of a passage, with commas between.")] = "128,256,512",
+    rates: Annotated[str, typer.Option(help="Rates, with commas between.")] = "2,4,8,16,32",
     samples: Annotated[int, typer.Option(help="Passages of each length.", min=2)] = 100,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Restore passages from their memories: token accuracy, BLEU, ROUGE-L, prefix and exact match."""
+    """Restore passages from their memories: token accuracy, BLEU, ROUGE, prefix and exact match, numbers, names."""
     sizes, chosen = _numbers(windows, "--windows"), _numbers(rates, "--rates")
+    from gmsa_rag.evaluation.plots import plot_restoration
     from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
     from gmsa_rag.evaluation.restoration import evaluate_restoration
     from gmsa_rag.inference.engine import GMSA
-    from gmsa_rag.training.data import find_files, read_documents
-    from gmsa_rag.training.pretraining import TEXT_SUFFIXES
+    from gmsa_rag.plotting import check_plots
 
+    check_plots()
     _set_threads(threads)
-    files = find_files(data, [file], "text", TEXT_SUFFIXES)
-    texts = [text for path in files for text in read_documents(path)]
+    files, texts = _read_texts(data, file)
     gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
     rows = evaluate_restoration(gmsa, texts, windows=sizes, rates=chosen, samples=samples, seed=seed)
     setting = describe_setting(gmsa, model, seed=seed, files=files, num_samples=samples)
-    path, _ = write_report(Report("restoration", setting, tuple(rows)), out, f"restoration-{file}")
+    report = Report("restoration", setting, tuple(rows))
+    path, _ = write_report(report, out, f"restoration-{file}", plot_restoration)
+    typer.echo(f"{markdown_table(rows)}\n{path}")
+
+
+@app.command()
+def needle(
+    model: Model,
+    data: Data,
+    out: Out,
+    file: Annotated[str, typer.Option(help="Text file, by its name without suffix.")] = "wikipedia_en.heldout",
+    kind: Annotated[
+        NeedleKind, typer.Option(help="What is hidden: a number, a made-up fact, or each in turn.")
+    ] = "both",
+    lengths: Annotated[str, typer.Option(help="Tokens of a haystack, with commas between.")] = "256,1024",
+    depths: Annotated[
+        str, typer.Option(help="Where it is hidden, 0 to 100 %, with commas between.")
+    ] = "0,25,50,75,100",
+    rates: Annotated[str, typer.Option(help="Rates, with commas between; full text is read, too.")] = "1,4,8",
+    samples: Annotated[int, typer.Option(help="Haystacks of each length.", min=2)] = 20,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Hide a sentence among passages and ask for it, from memories, from others' memories and from full text."""
+    sizes, places = _numbers(lengths, "--lengths"), _numbers(depths, "--depths", least=0)
+    chosen = _numbers(rates, "--rates")
+    from gmsa_rag.evaluation.haystack import KINDS
+    from gmsa_rag.evaluation.needle import evaluate_needle
+    from gmsa_rag.evaluation.plots import plot_needles
+    from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
+    from gmsa_rag.inference.engine import GMSA
+    from gmsa_rag.plotting import check_plots
+
+    check_plots()
+    _set_threads(threads)
+    files, texts = _read_texts(data, file)
+    gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
+    kinds = KINDS if kind == "both" else (kind,)
+    rows = evaluate_needle(
+        gmsa, texts, kinds=kinds, lengths=sizes, depths=places, rates=chosen, samples=samples, seed=seed
+    )
+    setting = describe_setting(gmsa, model, seed=seed, files=files, num_samples=samples)
+    path, _ = write_report(Report("needle", setting, tuple(rows)), out, f"needle-{file}", plot_needles)
     typer.echo(f"{markdown_table(rows)}\n{path}")
 
 
@@ -53,11 +116,14 @@ def qa(
     model: Model,
     data: Data,
     out: Out,
-    file: Annotated[str, typer.Option(help="Question file, by its name without suffix.")] = "squad1.1.dev",
+    file: QuestionFiles = None,
     rates: Annotated[str, typer.Option(help="Rates, with commas between.")] = "4,8",
-    conditions: Annotated[
-        str, typer.Option(help="What to answer from, with commas between.")
-    ] = "memories,other_memories,closed_book,full_text",
+    conditions: Conditions = None,
+    passages: Passages = "given",
+    k: Annotated[int, typer.Option("--k", help="Distractors to add, or passages to retrieve.", min=1)] = 4,
+    embedder: Annotated[str, typer.Option(help="Embedding model to retrieve with.")] = "minilm",
+    wording: WordingName = "own",
+    abstain: Annotated[bool, typer.Option("--abstain", help="Ask with the gold passages, and without them.")] = False,
     limit: Annotated[int, typer.Option(help="Ask so many questions, drawn at random; 0 asks all.", min=0)] = 0,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 16,
     seed: Seed = 0,
@@ -65,36 +131,105 @@ def qa(
     dtype: Dtype = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Answer questions from memories; beside them from others' memories, from none, and from full text."""
-    chosen = _numbers(rates, "--rates")
+    """Answer questions from memories; beside them from others' memories, none, full text, and text cut as short."""
+    chosen, names = _numbers(rates, "--rates"), _names(file or ["squad1.1.dev"])
+    from gmsa_rag.evaluation.abstaining import ABSTAIN_CONDITIONS, evaluate_abstaining
+    from gmsa_rag.evaluation.conditions import CONDITIONS
+    from gmsa_rag.evaluation.plots import plot_questions
     from gmsa_rag.evaluation.qa import evaluate_questions
-    from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
+    from gmsa_rag.evaluation.question_files import report_files
     from gmsa_rag.inference.engine import GMSA
-    from gmsa_rag.training.data import find_files, read_questions
+    from gmsa_rag.plotting import check_plots
+    from gmsa_rag.training.data import find_files
     from gmsa_rag.training.keft import QUESTION_SUFFIXES
 
+    check_plots()
     _set_threads(threads)
-    files = find_files(data, [file], "qa", QUESTION_SUFFIXES)
-    questions = [question for path in files for question in read_questions(path)]
+    files = dict(zip(names, find_files(data, names, "qa", QUESTION_SUFFIXES), strict=True))
     gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
-    rows = evaluate_questions(
-        gmsa, questions, conditions=[name.strip() for name in conditions.split(",")], rates=chosen,
-        max_new_tokens=max_new_tokens, limit=limit or None, seed=seed,
+    evaluate = partial(
+        evaluate_abstaining if abstain else evaluate_questions, gmsa, rates=chosen, max_new_tokens=max_new_tokens,
+        conditions=_names([conditions]) if conditions else ABSTAIN_CONDITIONS if abstain else CONDITIONS,
+        limit=limit or None, seed=seed, passages=passages, k=k, embedder=embedder, wording=wording,
     )  # fmt: skip
-    setting = describe_setting(gmsa, model, seed=seed, files=files, num_samples=rows[0].num_questions)
-    path, _ = write_report(Report("qa", setting, tuple(rows)), out, f"qa-{file}")
+    numbered = f"{passages}{k}" if passages in ("distractors", "retrieved") else passages
+    suffix = "".join(f"-{part}" for part in (numbered, wording) if part not in ("given", "own"))
+    table, path = report_files(
+        gmsa, model, files, out, evaluate, kind="abstain" if abstain else "qa", seed=seed, suffix=suffix,
+        plot=None if abstain else plot_questions,
+    )  # fmt: skip
+    typer.echo(f"{table}\n{path}")
+
+
+@app.command()
+def ablation(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Directory of all runs and of the report.", file_okay=False)],
+    recipe: Annotated[
+        Path, typer.Option(help="YAML recipe, or a bundled one's name, of small stages bounded by steps.")
+    ] = Path("gmsa-ablation-cpu"),
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Directory of a pretrained causal LM.", show_default="one pretrained by the recipe"),
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Variants, with commas between.", show_default="all there are")
+    ] = None,
+    text_file: Annotated[
+        str, typer.Option(help="Text file to restore from, by its name without suffix.")
+    ] = "wikipedia_en.heldout",
+    questions: Annotated[
+        str, typer.Option(help="Question file to ask from, by its name without suffix.")
+    ] = "squad1.1.dev",
+    rates: Annotated[str, typer.Option(help="Rates to evaluate, with commas between.")] = "4,8",
+    samples: Annotated[int, typer.Option(help="Passages to restore.", min=2)] = 100,
+    limit: Annotated[int, typer.Option(help="Ask so many questions, drawn at random; 0 asks all.", min=0)] = 500,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 0,
+) -> None:
+    """Train variants and baselines of GMSA from one small base, and compare them; an interrupted call goes on."""
+    chosen = _numbers(rates, "--rates")
+    from gmsa_rag.evaluation.ablation_report import make_plan, make_probe, report_ablation
+    from gmsa_rag.evaluation.metrics import check_text_metrics
+    from gmsa_rag.evaluation.report import markdown_table
+    from gmsa_rag.evaluation.variants import VARIANTS, check_variants
+    from gmsa_rag.plotting import check_plots
+
+    names = tuple(_names([variants])) if variants is not None else VARIANTS
+    check_variants(names)
+    check_plots()
+    check_text_metrics()
+    _set_threads(threads)
+    plan = make_plan(recipe, data, out, base=base, rates=chosen, seed=seed, device=device)
+    probe = make_probe(plan, text_file, questions, samples=samples, limit=limit or None)
+    rows, path = report_ablation(plan, probe, names, (base or recipe).stem)
     typer.echo(f"{markdown_table(rows)}\n{path}")
 
 
-def _numbers(text: str, option: str) -> list[int]:
+def _read_texts(data: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The text files of a name, and their documents."""
+    from gmsa_rag.training.data import find_files, read_documents
+    from gmsa_rag.training.pretraining import TEXT_SUFFIXES
+
+    files = find_files(data, [name], "text", TEXT_SUFFIXES)
+    return files, [text for path in files for text in read_documents(path)]
+
+
+def _names(texts: Sequence[str]) -> list[str]:
+    """Names with commas between, each once."""
+    return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
+
+
+def _numbers(text: str, option: str, least: int = 1) -> list[int]:
     try:
         numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(
             f"expected whole numbers with commas between, got {text!r}", param_hint=option
         ) from error
-    if min(numbers) < 1:
-        raise typer.BadParameter(f"expected numbers >= 1, got {text!r}", param_hint=option)
+    if min(numbers) < least:
+        raise typer.BadParameter(f"expected numbers >= {least}, got {text!r}", param_hint=option)
     return numbers
 
 

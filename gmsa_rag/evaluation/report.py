@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,7 @@ class Report(Generic[Row]):
     """Rows of one evaluation.
 
     Attributes:
-        kind: "restoration", "qa" or "latency".
+        kind: "restoration", "needle", "qa" or "latency".
         setting: What was measured, with what, and on what.
         rows: Dataclasses of one type.
     """
@@ -123,16 +123,30 @@ def markdown_table(rows: Sequence[Any]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def write_report(report: Report[Any], directory: Path, name: str) -> tuple[Path, Path]:
-    """Write `<name>.md` and `<name>.json`, each whole or not at all, the JSON last.
+def write_report(
+    report: Report[Row], directory: Path, name: str, plot: Callable[[Sequence[Row], Path], Path] | None = None
+) -> tuple[Path, Path]:
+    """Write `<name>.md`, `<name>.png` and `<name>.json`, each whole or not at all, the JSON last.
+
+    Args:
+        report: What to write.
+        directory: Where to; made if it is missing.
+        name: Of the files, without suffix.
+        plot: Draws rows into the PNG file, such as `plots.plot_restoration`; None draws nothing.
 
     Returns:
-        Both paths, the JSON's first.
+        Paths of JSON and Markdown.
+
+    Raises:
+        DependencyError: If there is something to draw and matplotlib is missing.
     """
     directory.mkdir(parents=True, exist_ok=True)
     lines = [f"- {key}: {_cell(value)}" for key, value in dataclasses.asdict(report.setting).items()]
-    text = "\n".join([f"# {report.kind}", "", markdown_table(report.rows), *lines, ""])
+    image = [] if plot is None else ["", f"![{report.kind}]({name}.png)"]
+    text = "\n".join([f"# {report.kind}", "", markdown_table(report.rows), *lines, *image, ""])
     table = _replace(directory / f"{name}.md", text)
+    if plot is not None:
+        plot(report.rows, directory / f"{name}.png")
     content = json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False)
     return _replace(directory / f"{name}.json", content + "\n"), table
 

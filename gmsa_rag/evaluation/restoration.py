@@ -1,9 +1,8 @@
 """Restoration: how much of a passage its memory gives back, by rate and length."""
 
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice, pairwise
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,12 +10,21 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gmsa_rag.checks import check_rate
 from gmsa_rag.errors import InputError
-from gmsa_rag.evaluation.metrics import bleu, check_text_metrics, mean, prefix_share, rouge_l
+from gmsa_rag.evaluation.metrics import (
+    bleu,
+    bleu_interval,
+    bootstrap_interval,
+    check_text_metrics,
+    mean,
+    prefix_share,
+    rouge,
+)
+from gmsa_rag.evaluation.numbers_and_names import names_exact, numbers_exact
+from gmsa_rag.evaluation.passages import cut_passages, of_others
 from gmsa_rag.evaluation.progress import progress_bar
 from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import Part, check_fits, num_positions, restore_length, restore_prompt, tokenise
-from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.training.objective import head_logits
@@ -28,35 +36,80 @@ FORCED_POSITIONS = 4_096
 class RestorationRow:
     """How well passages of one length are restored at one rate. All shares are 0 to 1, higher is better.
 
+    The fields `other_*` are the same figures from the memory of another passage: what the language model guesses, and
+    what any two texts have in common. Intervals are 95 % bootstrap intervals over passages.
+
     Attributes:
         window: Tokens of each passage.
         rate: Tokens per soft token.
         num_samples: Passages.
         token_accuracy: Share of tokens ranked first, given the memory and all true tokens before (teacher-forced).
-        other_token_accuracy: The same from the memory of another passage: what the language model guesses anyway.
+        token_accuracy_interval: Its interval.
         bleu: Corpus BLEU of the greedy restorations.
-        rouge_l: Mean ROUGE-L (F) of the greedy restorations.
+        bleu_interval: Its interval.
+        rouge_1: Mean ROUGE-1 (F) of the greedy restorations.
+        rouge_2: Mean ROUGE-2 (F).
+        rouge_l: Mean ROUGE-L (F).
         prefix_match: Mean share of leading tokens that are right before the first error, in greedy restorations.
         exact_match: Share of greedy restorations that are the passage, character for character.
+        numbers_exact: Share of the passages' numbers that are in the greedy restoration; None if they hold none.
+        names_exact: The same of the passages' names.
+        other_token_accuracy: From another passage's memory.
+        other_bleu: From another passage's memory.
+        other_rouge_1: From another passage's memory.
+        other_rouge_2: From another passage's memory.
+        other_rouge_l: From another passage's memory.
+        other_prefix_match: From another passage's memory.
+        other_exact_match: From another passage's memory.
+        other_numbers_exact: From another passage's memory.
+        other_names_exact: From another passage's memory.
     """
 
     window: int
     rate: int
     num_samples: int
     token_accuracy: float
-    other_token_accuracy: float
+    token_accuracy_interval: tuple[float, float]
     bleu: float
+    bleu_interval: tuple[float, float]
+    rouge_1: float
+    rouge_2: float
     rouge_l: float
     prefix_match: float
     exact_match: float
+    numbers_exact: float | None
+    names_exact: float | None
+    other_token_accuracy: float
+    other_bleu: float
+    other_rouge_1: float
+    other_rouge_2: float
+    other_rouge_l: float
+    other_prefix_match: float
+    other_exact_match: float
+    other_numbers_exact: float | None
+    other_names_exact: float | None
+
+
+@dataclass(frozen=True)
+class _TextScores:
+    """What greedy restorations score; the fields are those of `RestorationRow`."""
+
+    bleu: float
+    rouge_1: float
+    rouge_2: float
+    rouge_l: float
+    prefix_match: float
+    exact_match: float
+    numbers_exact: float | None
+    names_exact: float | None
 
 
 def evaluate_restoration(
     gmsa: GMSA,
     texts: Sequence[str],
     *,
-    windows: Sequence[int] = (64, 128, 256),
-    rates: Sequence[int] = (2, 4, 8, 16),
+    windows: Sequence[int] = (128, 256, 512),
+    rates: Sequence[int] = (2, 4, 8, 16, 32),
     samples: int = 100,
     seed: int = 0,
 ) -> list[RestorationRow]:
@@ -68,7 +121,7 @@ def evaluate_restoration(
         windows: Lengths of the passages in tokens; the same passages are used at every rate.
         rates: Rates to compress at.
         samples: Passages of each length, >= 2, since each is also read with the memory of another.
-        seed: Decides which passages are cut.
+        seed: Decides which passages are cut, and the bootstrap.
 
     Returns:
         A row per window and rate, in order.
@@ -86,38 +139,9 @@ def evaluate_restoration(
         for window in windows:
             passages = cut_passages(gmsa.codec, texts, window, samples, seed)
             for rate in rates:
-                rows.append(_evaluate_cell(gmsa, passages, window, rate))
+                rows.append(_evaluate_cell(gmsa, passages, window, rate, seed))
                 bar.advance(task)
     return rows
-
-
-def cut_passages(codec: TokenCodec, texts: Sequence[str], size: int, samples: int, seed: int) -> list[list[int]]:
-    """Cut passages of exactly so many tokens, one per document as long as the documents last, then a next one of each.
-
-    Args:
-        codec: The tokenizer.
-        texts: Documents.
-        size: Tokens of a passage, >= 1.
-        samples: Passages.
-        seed: Decides the order of the documents and where the first passage of each starts.
-
-    Returns:
-        Token ids of the passages; decoded and encoded again they are the same. None overlap and no two are equal.
-
-    Raises:
-        InputError: If there are too few.
-    """
-    rng = random.Random(f"{seed} {size}")
-    cuts = [_cut_document(codec, text, size, rng) for text in rng.sample(list(texts), len(texts))]
-    found = [list(ids) for ids in islice(_distinct(_in_turn(cuts)), samples)]
-    if len(found) < samples:
-        raise InputError(
-            "texts",
-            expected=f"{samples} passages of {size} tokens in them",
-            got=str(len(found)),
-            remedy="Evaluate on more text, shorter windows or fewer samples.",
-        )
-    return found
 
 
 @torch.inference_mode()
@@ -164,44 +188,64 @@ def restore_all(gmsa: GMSA, memories: Sequence[Memory]) -> list[str]:
     return restored
 
 
-def token_accuracy(gmsa: GMSA, memories: Sequence[Memory], passages: Sequence[Sequence[int]]) -> float:
-    """Share of the passages' tokens that the decoder ranks first, teacher-forced window by window; the end not counted.
+def token_accuracies(gmsa: GMSA, memories: Sequence[Memory], passages: Sequence[Sequence[int]]) -> list[float]:
+    """Share of each passage's tokens that the decoder ranks first, teacher-forced window by window; no end is counted.
 
     Args:
         gmsa: The checkpoint.
         memories: What is read, one per passage and cut at the same borders.
         passages: Token ids of what should be restored.
+
+    Returns:
+        A share a passage, 0 to 1, higher is better.
     """
-    prompts, targets = [], []
-    for memory, ids in zip(memories, passages, strict=True):
+    prompts, targets, rows = [], [], []
+    for row, (memory, ids) in enumerate(zip(memories, passages, strict=True)):
         for window, (start, end) in zip(memory.windows(), pairwise(memory.borders), strict=True):
             prompts.append(restore_prompt(gmsa.config, window))
             targets.append(list(ids[start:end]))
-    predicted = forced_tokens(gmsa, prompts, targets)
-    right = sum(
-        found == true
-        for row, target in zip(predicted, targets, strict=True)
-        for found, true in zip(row, target, strict=True)
-    )
-    return right / sum(map(len, targets))
+            rows.append(row)
+    right = [0] * len(passages)
+    for row, found, target in zip(rows, forced_tokens(gmsa, prompts, targets), targets, strict=True):
+        right[row] += sum(token == true for token, true in zip(found, target, strict=True))
+    return [count / len(ids) for count, ids in zip(right, passages, strict=True)]
 
 
-def _evaluate_cell(gmsa: GMSA, passages: Sequence[list[int]], window: int, rate: int) -> RestorationRow:
+def _evaluate_cell(gmsa: GMSA, passages: Sequence[list[int]], window: int, rate: int, seed: int) -> RestorationRow:
     texts = [gmsa.codec.decode(ids) for ids in passages]
     memories = gmsa.compress(texts, rate)
-    others = [*memories[-1:], *memories[:-1]]
+    accuracies = token_accuracies(gmsa, memories, passages)
     restored = restore_all(gmsa, memories)
-    pairs = list(zip(gmsa.codec.encode(restored), passages, strict=True))
+    own = _score_texts(gmsa, restored, texts, passages)
+    # A memory is restored to the same text whichever passage is asked for, so nothing is generated anew for the others.
+    other = _score_texts(gmsa, of_others(restored), texts, passages)
     return RestorationRow(
         window=window,
         rate=rate,
         num_samples=len(passages),
-        token_accuracy=token_accuracy(gmsa, memories, passages),
-        other_token_accuracy=token_accuracy(gmsa, others, passages),
+        token_accuracy=mean(accuracies),
+        token_accuracy_interval=bootstrap_interval(accuracies, seed),
+        bleu_interval=bleu_interval(restored, texts, seed),
+        **asdict(own),
+        other_token_accuracy=mean(token_accuracies(gmsa, of_others(memories), passages)),
+        **{f"other_{name}": value for name, value in asdict(other).items()},
+    )
+
+
+def _score_texts(
+    gmsa: GMSA, restored: Sequence[str], texts: Sequence[str], passages: Sequence[list[int]]
+) -> _TextScores:
+    first, second, longest = rouge(restored, texts)
+    pairs = zip(gmsa.codec.encode(restored), passages, strict=True)
+    return _TextScores(
         bleu=bleu(restored, texts),
-        rouge_l=rouge_l(restored, texts),
+        rouge_1=first,
+        rouge_2=second,
+        rouge_l=longest,
         prefix_match=mean([prefix_share(found, truth) for found, truth in pairs]),
         exact_match=mean([float(text == truth) for text, truth in zip(restored, texts, strict=True)]),
+        numbers_exact=numbers_exact(restored, texts),
+        names_exact=names_exact(restored, texts),
     )
 
 
@@ -220,39 +264,6 @@ def _read(gmsa: GMSA, rows: Sequence[Sequence[Sequence[int] | Memory]]) -> Tenso
     padded = pad_sequence(embedded, batch_first=True)
     hidden: Tensor = backbone_of(gmsa.decoder)(inputs_embeds=padded, use_cache=False).last_hidden_state
     return hidden
-
-
-def _in_turn(cuts: list[Iterator[list[int]]]) -> Iterator[list[int]]:
-    """One of each iterator, then one more of each that lasts."""
-    while cuts:
-        lasting = []
-        for cut in cuts:
-            if (passage := next(cut, None)) is not None:
-                yield passage
-                lasting.append(cut)
-        cuts = lasting
-
-
-def _distinct(passages: Iterator[list[int]]) -> Iterator[tuple[int, ...]]:
-    """Each passage the first time it comes."""
-    seen: set[tuple[int, ...]] = set()
-    for passage in map(tuple, passages):
-        if passage not in seen:
-            seen.add(passage)
-            yield passage
-
-
-def _cut_document(codec: TokenCodec, text: str, size: int, rng: random.Random) -> Iterator[list[int]]:
-    """Passages of a document that do not overlap, from a random place on."""
-    ids = codec.encode([text])[0]
-    at = rng.randint(0, max(len(ids) - size, 0))
-    while at + size <= len(ids):
-        passage = ids[at : at + size]
-        # A passage that starts or ends within a word or character may not be what its text is tokenised to.
-        same = codec.encode([codec.decode(passage)])[0] == passage
-        if same:
-            yield passage
-        at += size if same else 1
 
 
 def _check_arguments(windows: Sequence[int], rates: Sequence[int], samples: int) -> None:

@@ -69,8 +69,9 @@ class Batch:
         return self._mapped(Tensor.pin_memory)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Batch(**{name: change(v) if isinstance(v, Tensor) else v for name, v in fields.items()})
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in fields.items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **changed)
 
 
 def num_positions(example: Example) -> int:

@@ -57,7 +57,7 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     def make(phase: int) -> Callable[[random.Random], Example]:
         def draw(rng: random.Random) -> Example:
             start = rng.randrange(len(stream) - recipe.window)
-            return [Segment(stream[start : start + recipe.window], learn=True)]
+            return [Segment(stream[start : start + recipe.window].tolist(), learn=True)]
 
         return draw
 

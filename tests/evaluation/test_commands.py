@@ -1,5 +1,7 @@
+import copy
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from gmsa_rag.errors import DataError
+from gmsa_rag.evaluation.abstaining import AbstainRow
 from gmsa_rag.evaluation.commands import app
+from gmsa_rag.evaluation.needle import NeedleRow
 from gmsa_rag.evaluation.qa import QARow
 from gmsa_rag.evaluation.report import read_report
 from gmsa_rag.evaluation.restoration import RestorationRow
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.modeling.checkpoint import Checkpoint
 
 SENTENCE = "The {0} begins in the hills of {0} and ends in the sea of {0}, where boats of {0} lie."
 
@@ -64,6 +69,27 @@ def test_restoration_writes_a_report(place: Path, tmp_path: Path) -> None:
     assert [(row.window, row.rate) for row in report.rows] == [(16, 4), (24, 4)]
     assert report.setting.files == ("small.heldout.txt.gz",)
     assert report.setting.model == "tiny"
+    assert (tmp_path / "restoration-small.heldout.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("kind", "kinds"), [("both", ["passkey", "needle"]), ("needle", ["needle"])])
+def test_needle_writes_a_report(place: Path, tmp_path: Path, kind: str, kinds: list[str]) -> None:
+    options = ["--file", "small.heldout", "--kind", kind, "--lengths", "40", "--depths", "0,100", "--rates", "4"]
+    output = invoke(place, "needle", *options, "--samples", "2", "--out", str(tmp_path))
+    report = read_report(tmp_path / "needle-small.heldout.json", NeedleRow)
+    assert "| needle | 40 | 100 | 4 | 2 |" in output
+    assert [(row.kind, row.rate, row.depth) for row in report.rows] == [
+        (kind, rate, depth) for kind in kinds for rate in (4, None) for depth in (0, 100)
+    ]
+    assert report.kind == "needle"
+    assert (tmp_path / "needle-small.heldout.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_depths_below_nothing_are_refused(place: Path, tmp_path: Path) -> None:
+    options = ["--model", "none", "--data", str(place / "data"), "--out", str(tmp_path), "--depths", "0,-1"]
+    result = CliRunner().invoke(app, ["needle", *options])
+    assert result.exit_code == 2
+    assert "--depths" in result.output
 
 
 def test_qa_writes_a_report_and_is_deterministic(place: Path, tmp_path: Path) -> None:
@@ -71,11 +97,37 @@ def test_qa_writes_a_report_and_is_deterministic(place: Path, tmp_path: Path) ->
     reports = []
     for name in ("first", "second"):
         output = invoke(place, "qa", *options, "--out", str(tmp_path / name))
-        assert "| other_memories | 8 | 3 |" in output
+        assert "| other_memories | 8 | given | own | 3 |" in output
         reports.append(read_report(tmp_path / name / "qa-small.dev.json", QARow))
     assert reports[0].rows == reports[1].rows
-    assert len(reports[0].rows) == 6
+    assert len(reports[0].rows) == 8
     assert reports[0].setting.num_samples == 3
+    assert (tmp_path / "first" / "qa-small.dev.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_qa_takes_several_files_and_says_what_was_asked_of_in_whose_words(place: Path, tmp_path: Path) -> None:
+    options = ["--file", "small.dev,small.dev", "--file", "same.dev", "--conditions", "closed_book, full_text"]
+    options += ["--passages", "distractors", "--k", "1", "--wording", "langchain_chat", "--max-new-tokens", "2"]
+    shutil.copy(place / "data" / "qa" / "small.dev.jsonl", place / "data" / "qa" / "same.dev.jsonl")
+    output = invoke(place, "qa", *options, "--out", str(tmp_path))
+    assert "| same.dev | full_text | - | gold among 1 others | langchain_chat | 4 |" in output
+    names = [f"qa-{name}-distractors1-langchain_chat" for name in ("joint", "same.dev", "small.dev")]
+    assert sorted(path.stem for path in tmp_path.glob("*.json")) == names
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == names[1:]
+
+
+def test_abstaining_is_reported(place: Path, tmp_path: Path, gmsa: GMSA) -> None:
+    config = copy.deepcopy(gmsa.config)
+    config.no_answer = "Not there."
+    able = GMSA(Checkpoint(config, gmsa.compressor, gmsa.decoder, gmsa.tokenizer))
+    able.save_pretrained(tmp_path / "able")
+    options = ["--model", str(tmp_path / "able"), "--data", str(place / "data"), "--device", "cpu"]
+    options += ["--file", "small.dev", "--rates", "4", "--max-new-tokens", "2", "--out", str(tmp_path), "--abstain"]
+    result = CliRunner().invoke(app, ["qa", *options], catch_exceptions=False)
+    assert "| memories | 4 | given | own | 8 | 4 |" in result.output
+    assert [row.condition for row in read_report(tmp_path / "abstain-small.dev.json", AbstainRow).rows] == [
+        "memories", "full_text",
+    ]  # fmt: skip
 
 
 def test_dtype_is_used_and_reported(place: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 import sys
 
+import numpy as np
 import pytest
 
 from gmsa_rag.errors import DependencyError, InputError
 from gmsa_rag.evaluation.metrics import (
     bleu,
+    bleu_interval,
     bootstrap_interval,
     check_text_metrics,
     cover_match,
@@ -13,7 +15,7 @@ from gmsa_rag.evaluation.metrics import (
     mean,
     normalise_answer,
     prefix_share,
-    rouge_l,
+    rouge,
 )
 
 
@@ -75,10 +77,32 @@ def test_bleu_is_between_nothing_and_one() -> None:
     assert bleu(["the quick brown cat jumps over the lazy"], [reference]) == pytest.approx(expected)
 
 
-def test_rouge_l_is_the_longest_common_subsequence() -> None:
-    assert rouge_l(["a b c d"], ["a b c d"]) == pytest.approx(1.0)
-    assert rouge_l(["a x c"], ["a b c d"]) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
-    assert rouge_l(["", "a"], ["a", "a"]) == pytest.approx(0.5)
+def test_bleu_interval_is_that_of_corpus_bleu_over_drawn_texts() -> None:
+    references = [f"the {name} is a river of {number} miles in the north" for number, name in enumerate("abcdefgh")]
+    restored = [text if at % 3 else "the lake is a river" for at, text in enumerate(references)]
+    rng = np.random.default_rng(5)
+    draws = [rng.integers(0, 8, 8) for _ in range(1_000)]
+    scores = [bleu([restored[i] for i in draw], [references[i] for i in draw]) for draw in draws]
+    assert bleu_interval(restored, references, 5) == pytest.approx(tuple(np.percentile(scores, [2.5, 97.5])))
+    assert bleu_interval(references, references, 5) == pytest.approx((1.0, 1.0))
+
+
+@pytest.mark.parametrize("restored", [["", ""], ["a", "x y z w"], ["one two three four five", ""]])
+def test_bleu_interval_of_one_draw_alone_is_bleu(restored: list[str]) -> None:
+    references = ["one two three four five"] * 2
+    for text in restored:
+        expected = bleu([text] * 3, references[:1] * 3)
+        assert bleu_interval([text] * 3, references[:1] * 3, 0) == pytest.approx((expected, expected))
+
+
+def test_rouge_counts_words_pairs_and_the_longest_common_subsequence() -> None:
+    assert rouge(["a b c d"], ["a b c d"]) == pytest.approx((1.0, 1.0, 1.0))
+    # Shared of 3 and 4 words: a, b and c; of 2 and 3 pairs: b c; in order: b c, or a c is no longer than that.
+    unigram, bigram, longest = rouge(["b c a"], ["a b c d"])
+    assert unigram == pytest.approx(2 * 3 / (3 + 4))
+    assert bigram == pytest.approx(2 * 1 / (2 + 3))
+    assert longest == pytest.approx(2 * 2 / (3 + 4))
+    assert rouge(["", "a"], ["a", "a"])[2] == pytest.approx(0.5)
 
 
 def test_prefix_share_ends_at_the_first_error() -> None:

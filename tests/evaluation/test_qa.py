@@ -3,9 +3,12 @@ import copy
 import pytest
 
 from gmsa_rag.errors import InputError, PromptTooLongError
-from gmsa_rag.evaluation import qa
-from gmsa_rag.evaluation.qa import CONDITIONS, compress_distinct, evaluate_questions, fit_prompt, other_passages
+from gmsa_rag.evaluation import asking, conditions, qa
+from gmsa_rag.evaluation.asking import fit_prompt
+from gmsa_rag.evaluation.conditions import CONDITIONS
+from gmsa_rag.evaluation.qa import evaluate_questions
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.prompt import Answer
 from gmsa_rag.memory.keys import memory_key
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.modeling.checkpoint import Checkpoint
@@ -57,14 +60,67 @@ def test_every_condition_gets_what_its_name_says(gmsa: GMSA) -> None:
     rows = evaluate_questions(Reader(gmsa, QUESTIONS), QUESTIONS, rates=(2, 4))
     assert [(row.condition, row.rate) for row in rows] == [
         ("memories", 2), ("memories", 4), ("other_memories", 2), ("other_memories", 4),
-        ("closed_book", None), ("full_text", None),
+        ("truncated_text", 2), ("truncated_text", 4), ("closed_book", None), ("full_text", None),
     ]  # fmt: skip
-    assert [row.em for row in rows] == [1, 1, 0, 0, 0, 1]
-    assert [row.f1 for row in rows] == [1, 1, 0, 0, 0, 1]
-    assert [row.cover_em for row in rows] == [1, 1, 0, 0, 0, 1]
-    assert [row.citation_accuracy for row in rows] == [1, 1, None, None, None, 1]
+    right = [1, 1, 0, 0, 0, 0, 0, 1]
+    assert [row.em for row in rows] == right
+    assert [row.f1 for row in rows] == [row.relative_f1 for row in rows] == right
+    assert [row.cover_em for row in rows] == right
+    assert [row.citation_accuracy for row in rows] == [1, 1, None, None, 0, 0, None, 1]
     assert all(row.num_questions == 8 and row.num_too_long == 0 for row in rows)
-    assert rows[0].em_interval == rows[0].f1_interval == (1.0, 1.0)
+    assert rows[0].em_interval == rows[0].cover_em_interval == rows[0].f1_interval == (1.0, 1.0)
+    assert {(row.passages, row.wording, row.gold_recall) for row in rows} == {("given", "own", None)}
+
+
+def test_f1_is_put_in_relation_to_full_text(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"memories": "sea", "full_text": "sea of Danube"}  # F1 of "sea of Danube": 1/2 and 1
+
+    def ask(*args: object, **settings: object) -> list[asking.Cell]:
+        return [asking.Cell(name, None, [Answer(text)], [3], [0]) for name, text in said.items()]
+
+    monkeypatch.setattr(qa, "ask", ask)
+    rows = evaluate_questions(gmsa, QUESTIONS[:1])
+    assert [row.f1 for row in rows] == [0.5, 1.0]
+    assert [row.relative_f1 for row in rows] == [0.5, 1.0]
+    said["full_text"] = "the Volga"
+    assert [row.relative_f1 for row in evaluate_questions(gmsa, QUESTIONS[:1])] == [None, None]
+    del said["full_text"]
+    assert evaluate_questions(gmsa, QUESTIONS[:1])[0].relative_f1 is None
+
+
+def test_selected_passages_are_asked_of_and_named(gmsa: GMSA) -> None:
+    reader = Reader(gmsa, [])
+    gold = evaluate_questions(reader, QUESTIONS, conditions=["full_text"], passages="gold")[0]
+    texts = [{str(part) for part in parts} for parts in reader.prompts]
+    assert all(len(seen & {text for q in QUESTIONS for text in q.passages}) == 1 for seen in texts)
+    assert gold.passages == "gold"
+    assert gold.mean_positions < evaluate_questions(reader, QUESTIONS, conditions=["full_text"])[0].mean_positions
+
+
+class Letters:
+    """Embeds a text as counts of letters."""
+
+    def encode_document(self, inputs: list[str], /, *, show_progress_bar: bool) -> list[list[int]]:
+        return [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in inputs]
+
+    encode_query = encode_document
+
+
+def test_recall_of_what_was_retrieved_is_reported(gmsa: GMSA) -> None:
+    reader = Reader(gmsa, [])
+    rows = evaluate_questions(
+        reader, QUESTIONS, conditions=["full_text"], passages="retrieved", k=10, embedder=Letters()
+    )
+    assert (rows[0].gold_recall, rows[0].passages) == (1.0, "retrieved 10 by Letters")
+
+
+def test_wordings_of_frameworks_are_asked_in_and_not_expected_to_cite(gmsa: GMSA) -> None:
+    reader = Reader(gmsa, [])
+    rows = evaluate_questions(reader, QUESTIONS[:1], conditions=["full_text"], wording="llama_index")
+    text = "".join(map(str, reader.prompts[0]))
+    first, second = QUESTIONS[0].passages
+    assert f"information is below.\n---------------------\n{first}\n\n{second}\n---------------------\n" in text
+    assert (rows[0].wording, rows[0].citation_accuracy) == ("llama_index", None)
 
 
 def test_fewer_positions_the_higher_the_rate(gmsa: GMSA) -> None:
@@ -98,39 +154,10 @@ def test_titles_stay_the_questions_own_beside_other_memories(gmsa: GMSA) -> None
 
 
 def test_distinct_passages_are_compressed_once_a_rate(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qa, "COMPRESS_CHUNK", 3)
+    monkeypatch.setattr(conditions, "COMPRESS_CHUNK", 3)
     reader = Reader(gmsa, QUESTIONS)
     evaluate_questions(reader, QUESTIONS, rates=(2, 4))
     assert len(reader.compressed) == len(set(reader.compressed)) == 2 * 10
-
-
-def test_chunked_memories_are_those_of_their_texts(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qa, "COMPRESS_CHUNK", 2)
-    texts = ["one", "two", "one", "three"]
-    memories = compress_distinct(gmsa, texts, 4)
-    assert {text: memory.key for text, memory in memories.items()} == {
-        text: memory_key(gmsa.fingerprint, 4, text) for text in texts
-    }
-
-
-def test_other_passages_are_of_other_passages_and_titles(gmsa: GMSA) -> None:
-    for seed in range(5):
-        for question, other in zip(QUESTIONS, other_passages(QUESTIONS, seed), strict=True):
-            assert len(other) == 2
-            assert set(other).isdisjoint(question.passages)
-            assert question.titles[1] not in other[1]
-    assert other_passages(QUESTIONS, 1) == other_passages(QUESTIONS, 1)
-
-
-def test_other_passages_of_the_same_title_serve_where_there_are_no_others() -> None:
-    same = [Question("q", ("a",), ("T",), (text,), (0,)) for text in ("first", "second")]
-    assert other_passages(same, 0) == [("second",), ("first",)]
-
-
-def test_other_passages_are_repeated_to_the_number_needed() -> None:
-    one = Question("q", ("a",), ("T",), ("single",), (0,))
-    two = Question("q", ("a",), ("U", "V"), ("left", "right"), (0,))
-    assert other_passages([one, two], 0) == [("left",), ("single", "single")]
 
 
 def test_no_other_passages_is_an_error(gmsa: GMSA) -> None:
@@ -160,7 +187,7 @@ def test_question_that_alone_is_too_long_is_an_error(gmsa: GMSA) -> None:
 
 def test_no_citation_accuracy_where_the_checkpoint_does_not_cite(gmsa: GMSA) -> None:
     rows = evaluate_questions(Reader(gmsa, QUESTIONS, cites=False), QUESTIONS, rates=(4,))
-    assert [row.citation_accuracy for row in rows] == [None] * 4
+    assert [row.citation_accuracy for row in rows] == [None] * 5
 
 
 def test_questions_without_gold_do_not_count_in_citation_accuracy(gmsa: GMSA) -> None:
@@ -172,7 +199,7 @@ def test_questions_without_gold_do_not_count_in_citation_accuracy(gmsa: GMSA) ->
 
 
 def test_answers_return_in_the_order_of_their_questions(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qa, "CHUNK_POSITIONS", 60)  # several chunks, longest first
+    monkeypatch.setattr(asking, "CHUNK_POSITIONS", 60)  # several chunks, longest first
     padded = [
         Question(f"{'Well, ' * (index % 4)}{q.question}", q.answers, q.titles, q.passages, q.gold)
         for index, q in enumerate(QUESTIONS)
@@ -206,6 +233,9 @@ def test_untrained_checkpoint_runs_all_conditions_and_the_same_again(gmsa: GMSA)
         ({"rates": ()}, "rates"),
         ({"limit": 0}, "limit 0"),
         ({"questions": []}, "questions"),
+        ({"passages": "best"}, "best"),
+        ({"passages": "retrieved", "k": 0}, "k: "),
+        ({"wording": "haystack"}, "haystack"),
     ],
 )
 def test_senseless_arguments_are_errors(gmsa: GMSA, wrong: dict[str, object], named: str) -> None:

@@ -3,13 +3,9 @@ import torch
 
 from gmsa_rag.errors import InputError, PromptTooLongError, RateError
 from gmsa_rag.evaluation import restoration
-from gmsa_rag.evaluation.restoration import (
-    cut_passages,
-    evaluate_restoration,
-    forced_tokens,
-    restore_all,
-    token_accuracy,
-)
+from gmsa_rag.evaluation.metrics import bleu
+from gmsa_rag.evaluation.passages import cut_passages
+from gmsa_rag.evaluation.restoration import evaluate_restoration, forced_tokens, restore_all, token_accuracies
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import restore_prompt
 from gmsa_rag.memory.memory import Memory
@@ -55,36 +51,6 @@ def passages_and_memories(gmsa: GMSA, size: int, rate: int) -> tuple[list[list[i
     return passages, gmsa.compress([gmsa.codec.decode(ids) for ids in passages], rate)
 
 
-def test_passages_have_the_exact_size_and_survive_a_round_trip(gmsa: GMSA) -> None:
-    passages = cut_passages(gmsa.codec, TEXTS, 24, 16, seed=0)
-    assert [len(ids) for ids in passages] == [24] * 16
-    assert gmsa.codec.encode([gmsa.codec.decode(ids) for ids in passages]) == passages
-    assert len({tuple(ids) for ids in passages}) == 16
-
-
-def test_passages_come_from_all_documents_first(gmsa: GMSA) -> None:
-    texts = [" ".join(f"{letter}{number}" for number in range(90)) for letter in "bcdfg"]
-    passages = cut_passages(gmsa.codec, texts, 24, 8, seed=0)
-    sources = [next(text[0] for text in texts if gmsa.codec.decode(ids) in text) for ids in passages]
-    assert sorted(sources[:5]) == list("bcdfg")
-    assert sources[5:] == sources[:3]
-
-
-def test_equal_passages_are_cut_once(gmsa: GMSA) -> None:
-    with pytest.raises(InputError, match=r"got [12]\."):
-        cut_passages(gmsa.codec, ["Danube " * 20] * 5, 20, 5, seed=0)
-
-
-def test_seed_decides_which_passages_are_cut(gmsa: GMSA) -> None:
-    assert cut_passages(gmsa.codec, TEXTS, 24, 9, seed=4) == cut_passages(gmsa.codec, TEXTS, 24, 9, seed=4)
-    assert cut_passages(gmsa.codec, TEXTS, 24, 9, seed=4) != cut_passages(gmsa.codec, TEXTS, 24, 9, seed=5)
-
-
-def test_too_little_text_is_an_error(gmsa: GMSA) -> None:
-    with pytest.raises(InputError, match="20 passages of 5000 tokens"):
-        cut_passages(gmsa.codec, [*TEXTS, ""], 5000, 20, seed=0)
-
-
 @pytest.mark.parametrize("rate", [1, 4, 7])
 def test_forced_tokens_equal_a_plain_single_row(gmsa: GMSA, rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restoration, "FORCED_POSITIONS", 200)  # several batches
@@ -96,14 +62,16 @@ def test_forced_tokens_equal_a_plain_single_row(gmsa: GMSA, rate: int, monkeypat
     assert len({token for row in expected for token in row}) > 5
 
 
-def test_token_accuracy_is_the_share_of_right_tokens_in_all_windows(gmsa: GMSA) -> None:
+def test_token_accuracies_are_the_shares_of_right_tokens_in_all_windows(gmsa: GMSA) -> None:
     passages, memories = passages_and_memories(gmsa, 60, 8)  # the fixture's window is 48
     assert memories[0].borders == (0, 48, 60)
-    right = 0
+    expected = []
     for memory, ids in zip(memories, passages, strict=True):
-        for window, part in zip(memory.windows(), (ids[:48], ids[48:]), strict=True):
-            right += sum(a == b for a, b in zip(plain_prediction(gmsa, window, part), part, strict=True))
-    assert token_accuracy(gmsa, memories, passages) == pytest.approx(right / 420)
+        windows = zip(memory.windows(), (ids[:48], ids[48:]), strict=True)
+        found = [token for window, part in windows for token in plain_prediction(gmsa, window, part)]
+        expected.append(sum(a == b for a, b in zip(found, ids, strict=True)) / 60)
+    assert token_accuracies(gmsa, memories, passages) == pytest.approx(expected)
+    assert sum(expected) > 0
 
 
 def test_forced_tokens_that_do_not_fit_are_an_error(gmsa: GMSA) -> None:
@@ -117,19 +85,41 @@ def test_batched_restorations_equal_single_ones(gmsa: GMSA, size: int) -> None:
     assert restore_all(gmsa, memories) == [gmsa.restore(memory) for memory in memories]
 
 
-def test_other_memory_is_that_of_another_passage(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_figures_are_from_the_memories_of_other_passages(gmsa: GMSA, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[list[str]] = []
 
-    def record(gmsa: GMSA, memories: list[Memory], passages: list[list[int]]) -> float:
+    def record(gmsa: GMSA, memories: list[Memory], passages: list[list[int]]) -> list[float]:
         read.append([memory.key for memory in memories])
-        return 0.0
+        return [0.25, 0.75, 1.0, 0.0, 0.5] if len(read) == 1 else [0.1] * 5
 
-    monkeypatch.setattr(restoration, "token_accuracy", record)
-    monkeypatch.setattr(restoration, "restore_all", lambda gmsa, memories: [""] * len(memories))
-    evaluate_restoration(gmsa, TEXTS, windows=[24], rates=[4], samples=5)
+    monkeypatch.setattr(restoration, "token_accuracies", record)
+    (row,) = evaluate_restoration(PerfectRestorer(gmsa), TEXTS, windows=[40], rates=[4], samples=5)
     own, other = read
     assert other == [own[4], *own[:4]]
     assert len(set(own)) == 5
+    assert row.token_accuracy == 0.5
+    assert row.token_accuracy_interval[0] < 0.5 < row.token_accuracy_interval[1]
+    assert row.other_token_accuracy == pytest.approx(0.1)
+    texts = [gmsa.codec.decode(ids) for ids in cut_passages(gmsa.codec, TEXTS, 40, 5, seed=0)]
+    assert row.other_bleu == pytest.approx(bleu([texts[4], *texts[:4]], texts))
+    assert row.other_exact_match == 0.0
+    assert row.other_prefix_match < 0.5
+    assert row.other_names_exact is None or row.other_names_exact <= 1.0
+
+
+def test_greedy_restorations_are_scored_by_hand_counted_figures(gmsa: GMSA) -> None:
+    restored = ["In 1939 the Danube rose by 3.5 m.", "She met Otto Frisch."]
+    texts = ["In 1939 the Danube rose by 3.6 m.", "She met Otto Frisch."]
+    passages = gmsa.codec.encode(texts)
+    scores = restoration._score_texts(gmsa, restored, texts, passages)
+    assert scores.exact_match == 0.5
+    assert scores.numbers_exact == 0.5  # 1939, not 3.6
+    assert scores.names_exact == 1.0  # Danube, Otto, Frisch
+    length = len(passages[0])
+    start = next(
+        at for at, (a, b) in enumerate(zip(gmsa.codec.encode(restored)[0], passages[0], strict=True)) if a != b
+    )
+    assert scores.prefix_match == pytest.approx((start / length + 1) / 2)
 
 
 def test_right_memory_changes_what_is_predicted(gmsa: GMSA) -> None:
@@ -145,7 +135,9 @@ def test_perfect_restorer_scores_one(gmsa: GMSA) -> None:
     for row in rows:
         assert row.bleu == pytest.approx(1.0)
         assert row.rouge_l == pytest.approx(1.0)
-        assert row.prefix_match == row.exact_match == 1.0
+        assert row.bleu_interval == pytest.approx((1.0, 1.0))
+        assert row.prefix_match == row.exact_match == row.numbers_exact == 1.0
+        assert row.other_bleu < 1.0
 
 
 def test_untrained_checkpoint_scores_little_and_the_same_again(gmsa: GMSA) -> None:
