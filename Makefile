@@ -17,7 +17,7 @@ PACKAGES := gmsa_rag integrations/langchain/langchain_gmsa
 # Tests and demo work from what is installed: nothing asks a model hub.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup setup-dev demo test check docs train-mini bench clean
+.PHONY: help setup setup-dev demo test test-slow check docs train-mini bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ check: setup-dev ## Lint, format and type checks
 
 test: setup-dev check ## All checks, then the tests and the examples in docstrings
 	@$(OFFLINE) $(RUN) -m pytest --doctest-modules $(PACKAGES) tests $(ARGS)
+
+test-slow: setup-dev ## What `make test` leaves out: a whole training of a tiny model, several processes
+	@$(OFFLINE) $(RUN) -m pytest -m slow tests $(ARGS)
 
 docs: setup-dev ## Run every snippet of the README and docs/
 	@$(OFFLINE) $(RUN) -m pytest tests/test_docs.py $(ARGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError
@@ -48,10 +48,11 @@ def autoencode(
 
     Source: GMSA, arXiv 2505.12215, "Autoencoder Training"; there the decoder is frozen.
     """
-    keep_recipe(recipe, out)
+    files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     start = _start(recipe, base, revision)
+    keep_recipe(recipe, out)
     codec = TokenCodec(start.tokenizer)
-    stream = token_stream(find_files(data, recipe.text, "text", TEXT_SUFFIXES), codec, codec.end, out.parent)
+    stream = token_stream(files, codec, codec.end, out.parent)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
@@ -59,6 +60,7 @@ def autoencode(
         return tasks.draw(recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0})
 
     settings = recipe.optimisation
+    set_seed(settings.seed)  # LoRA starts from random weights
     trainable = _trainable(recipe, start)
     objective = Objective(
         start.decoder, start.compressor, bf16=settings.bf16, cross_entropy=settings.cross_entropy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError
@@ -49,17 +49,18 @@ def keft(
 
     Raises:
         DataError: If a data file is missing, or malformed while strict.
-        ConfigError: If the recipe's `save` does not fit what it trains or starts from.
+        ConfigError: If the recipe's `save` or `frozen_dtype` does not fit what it trains or starts from.
 
     Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
     """
-    _check_saved(recipe, read_config(checkpoint))
+    _check_fits(recipe, read_config(checkpoint))
+    text = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
+    files = find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES)
     keep_recipe(recipe, out)
     start = load_checkpoint(checkpoint, dtype=getattr(torch, recipe.frozen_dtype))
     start.config.no_answer = recipe.no_answer or start.config.no_answer
     codec = TokenCodec(start.tokenizer)
-    stream = token_stream(find_files(data, recipe.text, "text", TEXT_SUFFIXES), codec, codec.end, out.parent)
-    files = find_files(data, recipe.questions, "qa", QUESTION_SUFFIXES)
+    stream = token_stream(text, codec, codec.end, out.parent)
     groups = QuestionGroups.build(files, out.parent, strict=strict)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
@@ -71,6 +72,7 @@ def keft(
 
     settings, window = recipe.optimisation, start.config.window
     teacher = copy.deepcopy(start.decoder).eval() if recipe.distillation else None
+    set_seed(settings.seed)  # LoRA starts from random weights
     trainable = trainable_parameters(recipe, start.decoder)
     objective = Objective(
         start.decoder, start.compressor, teacher=teacher, distillation=recipe.distillation, bf16=settings.bf16,
@@ -94,12 +96,19 @@ def trainable_parameters(recipe: KeftRecipe, decoder: PreTrainedModel) -> list[T
     return [p for name, p in named if id(p) not in frozen and any(part in name for part in parts)]
 
 
-def _check_saved(recipe: KeftRecipe, config: GMSAConfig) -> None:
+def _check_fits(recipe: KeftRecipe, config: GMSAConfig) -> None:
+    """Raise ConfigError unless a checkpoint of these settings can be fine-tuned and its compressor kept as it is."""
     if recipe.save == "adapters" and (recipe.lora is None or not config.base):
         raise ConfigError(
             "save: adapters", expected="trainable: lora, on a checkpoint of adapters",
             got=f"trainable: {recipe.trainable}, on one {'of adapters' if config.base else 'in full'}",
             remedy="Use save: full.",
+        )  # fmt: skip
+    rounded = recipe.frozen_dtype != "float32" and config.compressor_dtype != recipe.frozen_dtype
+    if rounded and not config.base:
+        raise ConfigError(
+            "frozen_dtype", expected=f"float32 with a compressor in {config.compressor_dtype}, which would be rounded",
+            got=recipe.frozen_dtype, remedy="Change the recipe, or export the checkpoint in bfloat16 first.",
         )  # fmt: skip
 
 

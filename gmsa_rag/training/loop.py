@@ -273,6 +273,13 @@ def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:
         if settings.attention:
             backbone.set_attn_implementation(settings.attention)
         if settings.gradient_checkpointing:
-            backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _recompute_activations(backbone)
         if settings.compile:
             backbone.compile(dynamic=True)
+
+
+def _recompute_activations(backbone: Any) -> None:
+    if hasattr(backbone, "activation_checkpointing_enable"):
+        backbone.activation_checkpointing_enable()
+    else:  # transformers before 5.23 knows it by the older name alone
+        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -63,6 +63,15 @@ class Objective(nn.Module):
         super().__init__()
         self.decoder, self.compressor, self.teacher = decoder, compressor, teacher
         self.distillation, self.bf16, self.cross_entropy = distillation, bf16, cross_entropy
+        # Where accelerate shards weights, it gathers those of one such layer at a time.
+        self._no_split_modules = sorted(decoder._no_split_modules or ())
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Set training or evaluation mode; a teacher always stays in the latter."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def forward(self, batch: Batch, as_text: Batch | None = None) -> Loss:
         """Loss of a batch on the model's device.
@@ -141,7 +150,8 @@ def _distilled(
     taught: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     logits = head_logits(decoder, hidden).float()
-    wanted = F.log_softmax(head_logits(teacher, taught).float() / how.temperature, dim=-1)
+    with torch.no_grad():
+        wanted = F.log_softmax(head_logits(teacher, taught).float() / how.temperature, dim=-1)
     found = F.log_softmax(logits / how.temperature, dim=-1)
     # Gradients of softened distributions shrink with the square of the temperature (Hinton et al., arXiv 1503.02531).
     divergence = F.kl_div(found, wanted, reduction="sum", log_target=True) * how.temperature**2

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from gmsa_rag.training.examples import Batch, Example, as_text, batches, collate
@@ -75,9 +76,13 @@ def stream(pools: Pools, place: Place, *, pin: bool = False) -> Iterator[Pair]:
         pin: Whether to put them into pinned memory, for a GPU.
     """
     workers = pools.settings.workers
+    if workers:  # a pool has hundreds of tensors, and by default each one on its way takes an open file
+        torch.multiprocessing.set_sharing_strategy("file_system")
+    # A generator of its own: a loader draws a seed when it starts, and dropout must not miss it after a resume.
     loader: DataLoader[list[Pair]] = DataLoader(
         pools, batch_size=None, sampler=_From(place.pool), num_workers=workers, pin_memory=pin,
         multiprocessing_context="fork" if workers else None, prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),
     )  # fmt: skip
     for drawn in loader:
         while place.used < len(drawn):

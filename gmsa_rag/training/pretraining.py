@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -43,9 +44,10 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     Raises:
         DataError: If a data file is missing or unreadable.
     """
-    keep_recipe(recipe, out)
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    tokenizer = _tokenizer(files, recipe, out / "tokenizer")
+    keep_recipe(recipe, out)
+    with PartialState(cpu=device == "cpu").main_process_first():
+        tokenizer = _tokenizer(files, recipe, out / "tokenizer")
     codec = TokenCodec(tokenizer)
     stream = token_stream(files, codec, codec.end, out.parent)
 
@@ -64,9 +66,11 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
     decoder = _decoder(recipe, tokenizer)
     settings = recipe.optimisation
     objective = Objective(decoder, bf16=settings.bf16, cross_entropy=settings.cross_entropy)
-    Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device).train(make)
-    decoder.save_pretrained(out / "base")
-    tokenizer.save_pretrained(out / "base")
+    run = Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device)
+    run.train(make)
+    if run.gather():
+        decoder.save_pretrained(out / "base")
+        tokenizer.save_pretrained(out / "base")
     return out / "base"
 
 

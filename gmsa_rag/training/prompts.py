@@ -1,11 +1,15 @@
 """Question prompts to train on: passages as memories or text, in many wordings, each as inference would send it."""
 
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from gmsa_rag.config import GMSAConfig
+from gmsa_rag.inference.prompt import Verbatim
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.examples import Example, Passage, Segment
 from gmsa_rag.training.frames import Frame, lay_out
@@ -76,18 +80,19 @@ class QuestionPrompts:
         rate: Callable[[], int], rng: random.Random,
     ) -> list[Segment | Passage]:  # fmt: skip
         """The prompt of a wording, and its answer."""
-        head, tail = (part.replace("{question}", question) for part in self._laid_out(wording).split("{passages}"))
+        head, tail = (_filled(part, {"{question}": question}) for part in self._laid_out(wording).split("{passages}"))
         titles = ["" if rng.random() < UNTITLED else passage.title for passage in passages]
         all_text = rng.random() < self.full_text
-        pieces: list[str | Passage] = [head]
+        pieces: list[str | Passage] = [*head]
         for passage, (before, after) in zip(passages, wording.frames(titles), strict=True):
             stays = all_text or rng.random() < self.mixed
-            pieces += [before, passage.text if stays else self._memory(passage, rate), after]
-        return self._answered([*pieces, tail], answer)
+            shown = Verbatim(passage.text) if stays else self._memory(passage, rate)
+            pieces += [Verbatim(before), shown, Verbatim(after)]
+        return self._answered([*pieces, *tail], answer)
 
     def further_turn(self, question: str, answer: str) -> list[Segment | Passage]:
         """Another question of the same passages, and its answer."""
-        asks = self.text(f"{self.frame.between}Question: {question}{self.frame.closing}")
+        asks = self.text(self.frame.between, Verbatim(f"Question: {question}"), self.frame.closing)
         return [Segment(asks), Segment(self.answer(answer), learn=True)]
 
     def turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
@@ -95,19 +100,21 @@ class QuestionPrompts:
         example: list[Segment | Passage] = [Segment(self._prefixed(self.text(self.frame.opening))), passage]
         for index, (prompt, answer) in enumerate(turns):
             opening = self.frame.between if index else "\n"
-            example.append(Segment(self.text(f"{opening}{prompt}{self.frame.closing}")))
+            example.append(Segment(self.text(opening, Verbatim(prompt), self.frame.closing)))
             example.append(Segment(answer, learn=True))
         return example
 
     def answer(self, text: str) -> Ids:
         """An answer's tokens, as the frame starts it, and the end token."""
-        return [*self.text(self.frame.before_answer + text), self.codec.end]
+        return [*self.text(self.frame.before_answer, Verbatim(text)), self.codec.end]
 
-    def text(self, text: str) -> Ids:
-        """Token ids of text in which control tokens are control tokens."""
+    def text(self, *pieces: str) -> Ids:
+        """Token ids of pieces of text tokenised as one; names of control tokens are these, but in `Verbatim`."""
+        parts = [part for piece in pieces for part in self._split(piece)]
         ids: Ids = []
-        for piece, control in self.codec.split_control(text):
-            ids += [self.codec.control_id(piece)] if control else self.codec.encode([piece])[0]
+        for control, run in groupby(parts, key=itemgetter(1)):
+            texts = [text for text, _ in run]
+            ids += map(self.codec.control_id, texts) if control else self.codec.encode(["".join(texts)])[0]
         return ids
 
     def _refinement(
@@ -119,8 +126,8 @@ class QuestionPrompts:
         shown = passages[gold] if gold is not None else rng.choice(passages)
         earlier = answer if gold is None or rng.random() < EARLIER_ANSWER_RIGHT else wrong
         values = {"{question}": question, "{existing_answer}": earlier}
-        head, tail = (_fill(part, values) for part in self._laid_out(wording).split("{context}"))
-        return self._answered([head, self._memory(shown, rate), tail], answer)
+        head, tail = (_filled(part, values) for part in self._laid_out(wording).split("{context}"))
+        return self._answered([*head, self._memory(shown, rate), *tail], answer)
 
     def _laid_out(self, wording: Wording | RefineWording) -> str:
         """The whole prompt of a wording, its variables still in it."""
@@ -135,14 +142,17 @@ class QuestionPrompts:
     def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
         """Tokenise runs of text as one, as inference does; the first part is text, if only none."""
         parts: list[Segment | Passage] = []
-        text = ""
+        run: list[str] = []
         for piece in pieces:
             if isinstance(piece, str):
-                text += piece
+                run.append(piece)
                 continue
-            parts += [Segment(self.text(text)), piece]
-            text = ""
-        return [*parts, Segment(self.text(text))]
+            parts += [Segment(self.text(*run)), piece]
+            run = []
+        return [*parts, Segment(self.text(*run))]
+
+    def _split(self, piece: str) -> list[tuple[str, bool]]:
+        return [(str(piece), False)] if isinstance(piece, Verbatim) else self.codec.split_control(piece)
 
     def _memory(self, passage: AskedPassage, rate: Callable[[], int]) -> Passage:
         return Passage(self.codec.encode([passage.text])[0], rate())
@@ -152,7 +162,7 @@ class QuestionPrompts:
         return [*ids] if list(ids[: len(prefix)]) == prefix else [*prefix, *ids]
 
 
-def _fill(text: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        text = text.replace(name, value)
-    return text
+def _filled(template: str, values: Mapping[str, str]) -> list[str]:
+    """Pieces of a template, its variables' values as `Verbatim`."""
+    pieces = re.split(f"({'|'.join(map(re.escape, values))})", template)
+    return [Verbatim(values[piece]) if piece in values else piece for piece in pieces]

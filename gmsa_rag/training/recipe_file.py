@@ -9,6 +9,7 @@ import yaml
 
 from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.modeling.lora import LoraSettings
+from gmsa_rag.training.files import beside
 from gmsa_rag.training.recipe import AutoencodeRecipe, Distillation, KeftRecipe, Optimisation, Phase, PretrainRecipe
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -64,7 +65,8 @@ def keep_recipe(recipe: PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Pat
             remedy="Choose another --out, or go on with the old recipe.",
         )
     out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    with beside(kept) as part:  # several processes write and read it at once
+        part.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def _lasting(values: dict[str, Any]) -> dict[str, Any]:

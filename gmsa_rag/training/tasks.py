@@ -19,6 +19,7 @@ from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS
 
 Ids = list[int]
 SHORTENED, FURTHER_TURNS, DISTRACTORS, AHEAD = 0.5, 8, 4, 32
+TRIES = 64
 TOKENS_A_WORD = 1.5
 
 
@@ -136,33 +137,36 @@ class Tasks:
         asked = rng.choice(group)
         passages, gold = self._passages(asked, rng)
         answer = asked.answers[0]
-        if self.config.no_answer and rng.random() < self.unanswerable:
-            passages, gold, answer = self._without_gold(asked, passages, gold, rng), None, self.config.no_answer
+        emptied = bool(self.config.no_answer) and rng.random() < self.unanswerable
+        if emptied and (left := self._without_gold(asked, passages, gold, rng)):
+            passages, gold, answer = left, None, self.config.no_answer
         wrong = rng.choice(rng.choice(self.questions)).answers[0]
         example, goes_on = self.prompts.draw(
             asked.question, answer, passages, gold, wrong, lambda: rng.choice(self.rates), rng
         )
         if goes_on and gold is not None:
             others = [q for q in group if q is not asked and q.answers[0] in passages[gold].text]
+            cite = f" [{gold + 1}]"
+            cited = cite if self._ends_with(example, cite) else ""
             for question in rng.sample(others, min(len(others), rng.randint(0, FURTHER_TURNS))):
-                cite = f" [{gold + 1}]" if self._cites(example) else ""
-                example += self.prompts.further_turn(question.question, question.answers[0] + cite)
+                example += self.prompts.further_turn(question.question, question.answers[0] + cited)
         return example if num_positions(example) <= self.max_positions else self._cloze(rng)
 
-    def _cites(self, example: Example) -> bool:
-        """Whether the answer of a first turn ends with the number of its passage."""
+    def _ends_with(self, example: Example, cite: str) -> bool:
+        """Whether the answer of a first turn names its passage."""
         last = example[-1]
-        return isinstance(last, Segment) and self.codec.decode(last.ids).endswith("]")
+        return isinstance(last, Segment) and self.codec.decode(last.ids).endswith(cite)
 
     def _passages(self, question: Question, rng: random.Random) -> tuple[list[AskedPassage], int | None]:
-        """Passages, shuffled, and which is the gold one; others only where windows are as long as they get."""
-        at = question.gold[0]
+        """Passages, shuffled, and which holds the answer; others only where windows are as long as they get."""
+        holding = [index for index in question.gold if question.answers[0] in question.passages[index]]
+        at = (holding or question.gold)[0]
         text = question.passages[at]
         last = self.windows[1] >= self.config.window
         if not last or rng.random() < SHORTENED:
             text = shorten(text, question.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
         pairs = [AskedPassage(*pair) for pair in zip(question.titles, question.passages, strict=True)]
-        needed = [pairs[index] for index in question.gold[1:]]
+        needed = [pairs[index] for index in question.gold if index != at]
         others = [pair for pair in pairs if pair not in needed and pair.text != question.passages[at]]
         chosen = needed + rng.sample(others, min(len(others), rng.randint(0, DISTRACTORS))) if last else []
         rng.shuffle(chosen)
@@ -172,13 +176,14 @@ class Tasks:
     def _without_gold(
         self, asked: Question, passages: list[AskedPassage], gold: int | None, rng: random.Random
     ) -> list[AskedPassage]:
-        """The prompt's passages without any that hold the answer; one of another question where none is left."""
-        answer = asked.answers[0]
-        left = [p for index, p in enumerate(passages) if index != gold and answer not in p.text]
-        while not left:
+        """The prompt's passages that hold no answer; where none is left one of another question, if any is found."""
+        left = [p for index, p in enumerate(passages) if index != gold and not _holds_answer(p, asked)]
+        for _ in range(0 if left else TRIES):
             other = rng.choice(rng.choice(self.questions))
             text = shorten(other.passages[0], other.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
-            left = [AskedPassage(other.titles[0], text)] if answer not in text else []
+            passage = AskedPassage(other.titles[0], text)
+            if other.passages[0] not in asked.passages and not _holds_answer(passage, asked):
+                return [passage]
         return left
 
     def _size(self, rng: random.Random) -> int:
@@ -193,6 +198,12 @@ class Tasks:
             if not (span == self.codec.end).any():
                 break
         return [int(i) for i in span]
+
+
+def _holds_answer(passage: AskedPassage, asked: Question) -> bool:
+    """Whether a passage or its title holds an accepted answer, in any case of letters."""
+    text = f"{passage.title}\n{passage.text}".lower()
+    return any(answer.lower() in text for answer in asked.answers)
 
 
 def group_questions(questions: Sequence[Question]) -> list[list[Question]]:

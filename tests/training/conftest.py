@@ -6,6 +6,11 @@ import random
 
 import pytest
 
+from gmsa_rag.training.autoencoding import autoencode
+from gmsa_rag.training.keft import keft
+from gmsa_rag.training.pretraining import pretrain
+from tests.training.stages import AUTOENCODE, KEFT, PRETRAIN
+
 NAMES = ["Danube", "Rhine", "Volga", "Loire", "Elbe", "Meuse", "Weser", "Oder", "Tagus", "Ebro", "Seine", "Thames"]
 
 
@@ -33,3 +38,12 @@ def data(tmp_path_factory):
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def runs(data, tmp_path_factory):
+    """All three stages, eight steps each: the directory of the runs, and what each gave. Leave them as they are."""
+    out = tmp_path_factory.mktemp("runs")
+    base = pretrain(PRETRAIN, data, out / "pretrain")
+    compressed = autoencode(AUTOENCODE, base, data, out / "autoencode")
+    return out, base, compressed, keft(KEFT, compressed, data, out / "keft")

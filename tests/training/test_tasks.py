@@ -1,6 +1,8 @@
 import dataclasses
 import random
+import re
 
+import numpy as np
 import pytest
 
 from gmsa_rag.config import GMSAConfig
@@ -9,8 +11,9 @@ from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import num_positions as prompt_positions
 from gmsa_rag.inference.prompt import tokenise
 from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.training import prompts
 from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, shorten, thin
-from gmsa_rag.training.data import find_files, read_questions, token_stream
+from gmsa_rag.training.data import Question, find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Passage, Segment
 from gmsa_rag.training.prompts import AskedPassage
 from gmsa_rag.training.tasks import Tasks, group_questions
@@ -124,3 +127,122 @@ def test_a_text_is_shortened_around_its_answer():
         assert "gold" in around and around in text and len(around.split()) >= 7
         assert shorten(text, "gold", 99, rng) == text
         assert shorten(text, "silver", 3, rng) == text
+
+
+CAPITALS = {"Vienna": "Austria", "Berlin": "Germany", "Paris": "France", "Rome": "Italy", "Madrid": "Spain"}
+
+
+def capital_question(city, others, gold=0):
+    passages = [f"{other} is the capital of {CAPITALS[other]}." for other in others]
+    passages.insert(gold, f"The capital of {CAPITALS[city]} is {city}.")
+    titles = tuple(f"Page {number}" for number in range(len(passages)))
+    return Question(f"What is the capital of {CAPITALS[city]}?", (city,), titles, tuple(passages), (gold,))
+
+
+def asking(tasks, questions, **settings):
+    """Tasks that ask these questions, of memories alone, with all their passages."""
+    defaults = {"questions": group_questions(questions), "full_text": 0.0, "windows": (24, tasks.config.window)}
+    stream = np.full(tasks.config.window * 2, 300, np.uint16)
+    return dataclasses.replace(tasks, **(defaults | {"stream": stream, "max_positions": 2000} | settings))
+
+
+def read(tasks, example):
+    """Passages of an example, as texts."""
+    return [tasks.codec.decode(part.ids) for part in example if isinstance(part, Passage)]
+
+
+def test_a_citation_names_the_passage_that_holds_the_answer(tasks, monkeypatch):
+    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
+    asked = asking(tasks, [capital_question("Rome", ["Paris", "Berlin", "Vienna"], gold=2)])
+    numbers = set()
+    for seed in range(60):
+        example = asked.draw({"question": 1.0})(random.Random(seed))
+        answer, number = re.fullmatch(r" (Rome) \[(\d)\]", learned(asked, example)[0]).groups()
+        assert answer in read(asked, example)[int(number) - 1]
+        numbers.add(number)
+    assert numbers == {"1", "2", "3", "4"}
+
+
+def test_further_turns_cite_as_the_first_one_does(tasks, monkeypatch):
+    city = capital_question("Rome", ["Paris"])
+    land = dataclasses.replace(city, question="Of which country?", answers=("Italy",))
+    brackets = dataclasses.replace(city, question="How is it written?", answers=("Rome.",))
+    seen = set()
+    for seed in range(80):
+        monkeypatch.setattr(prompts, "OWN_WORDING", float(seed % 2))
+        asked = asking(tasks, [city, land, brackets])
+        first, *others = learned(asked, asked.draw({"question": 1.0})(random.Random(seed)))
+        cited = first.rsplit(" ", 1)[-1]
+        assert all(other.endswith(f" {cited}") == bool(seed % 2) for other in others)
+        seen.add((seed % 2, len(others)))
+    assert {(0, 2), (1, 2)} <= seen
+
+
+def test_an_answer_in_brackets_is_no_citation(tasks, monkeypatch):
+    monkeypatch.setattr(prompts, "OWN_WORDING", 0.0)
+    one = Question("Which type?", ("list[int]",), ("",), ("It returns list[int] or None.",), (0,))
+    asked = asking(tasks, [one, dataclasses.replace(one, question="Or?", answers=("None",))])
+    found = [learned(asked, asked.draw({"question": 1.0})(random.Random(seed))) for seed in range(60)]
+    assert any(answers[1:] for answers in found)
+    assert all(answer in (" list[int]", " None") for answers in found for answer in answers)
+
+
+def test_several_gold_passages_are_all_there_and_the_one_with_the_answer_is_cited(tasks, monkeypatch):
+    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
+    passages = ("Mozart lived in Vienna.", "Berlin lies on the Spree.", "Vienna lies on the Danube.")
+    asked = asking(tasks, [Question("On what did Mozart live?", ("Danube",), ("", "", ""), passages, (0, 2))])
+    counts = set()
+    for seed in range(40):
+        example = asked.draw({"question": 1.0})(random.Random(seed))
+        texts = read(asked, example)
+        assert set(texts) >= {passages[0], passages[2]}
+        assert learned(asked, example) == [f" Danube [{texts.index(passages[2]) + 1}]"]
+        counts.add(len(texts))
+    assert counts == {2, 3}
+
+
+def test_short_windows_hold_the_answer_alone(tasks):
+    passages = ("Mozart lived in Vienna.", "It is old. Vienna lies on the Danube. It is big.")
+    question = Question("On what did Mozart live?", ("Danube",), ("", ""), passages, (0, 1))
+    asked = asking(tasks, [question], windows=(1, 2))
+    for seed in range(20):
+        assert read(asked, asked.draw({"question": 1.0})(random.Random(seed))) == ["Vienna lies on the Danube."]
+
+
+@pytest.mark.parametrize("refine", [0.0, 1.0])
+def test_unanswerable_questions_have_no_passage_with_an_answer(tasks, refine):
+    config = GMSAConfig(hidden_size=32, **TEMPLATES, no_answer="not in the passages")
+    question = capital_question("Rome", ["Paris", "Berlin"])
+    held = (*question.passages, "ROME was not built in a day.", "Roma has seven hills.")
+    question = dataclasses.replace(
+        question, answers=("Rome", "Roma"), passages=held, titles=("Italy", "", "", "", "")
+    )  # fmt: skip
+    asked = asking(tasks, [question], config=config, unanswerable=1.0, refine=refine)
+    drawn = [asked.draw({"question": 1.0})(random.Random(seed)) for seed in range(60)]
+    # Where all passages that were drawn hold an answer, the question stays as it is.
+    emptied = [e for e in drawn if not learned(asked, e)[0].startswith(" Rome")]
+    assert len(emptied) >= 30
+    for example in emptied:
+        assert [text.strip() for text in learned(asked, example)] == ["not in the passages"]
+        assert set(read(asked, example)) <= set(question.passages[1:3])
+        shown = asked.codec.decode([i for part in example if isinstance(part, Segment) for i in part.ids])
+        assert "Rome" not in shown and "Roma" not in shown
+
+
+def test_without_passages_of_its_own_an_unanswerable_question_gets_one_of_another(tasks):
+    config = GMSAConfig(hidden_size=32, **TEMPLATES, no_answer="not in the passages")
+    questions = [capital_question("Rome", []), capital_question("Madrid", [])]
+    asked = asking(tasks, questions, config=config, unanswerable=1.0)
+    for seed in range(20):
+        example = asked.draw({"question": 1.0})(random.Random(seed))
+        assert [text.strip() for text in learned(asked, example)] == ["not in the passages"]
+        shown = asked.codec.decode([i for part in example if isinstance(part, Segment) for i in part.ids])
+        assert ("Italy" in shown) == ("Spain" in read(asked, example)[0])
+
+
+@pytest.mark.parametrize("no_answer", ["not in the passages", ""])
+def test_a_question_whose_answer_is_everywhere_stays_answerable(tasks, no_answer):
+    config = GMSAConfig(hidden_size=32, **TEMPLATES, no_answer=no_answer)
+    asked = asking(tasks, [capital_question("Rome", [])], config=config, unanswerable=1.0)
+    example = asked.draw({"question": 1.0})(random.Random(0))
+    assert learned(asked, example)[0].startswith(" Rome")

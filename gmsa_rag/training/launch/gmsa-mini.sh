@@ -4,7 +4,7 @@
 #     bash gmsa_rag/training/launch/gmsa-mini.sh DATA OUT [pretrain] [autoencode] [keft] [export]
 #
 # Without names of stages all four run. STEPS=3 rehearses: each stage ends after so many steps. PYTHON names the
-# interpreter, DEVICE the device. The export is OUT/gmsa-mini, in bfloat16 files of less than 16 MB.
+# interpreter, DEVICE the device, RECIPE another recipe. The export is OUT/gmsa-mini, in bfloat16 files of less than 16 MB.
 set -euo pipefail
 
 data=${1:?usage: gmsa-mini.sh DATA OUT [stages]} out=${2:?usage: gmsa-mini.sh DATA OUT [stages]}
@@ -12,7 +12,7 @@ shift 2
 stages=("$@")
 ((${#stages[@]})) || stages=(pretrain autoencode keft export)
 train() { "${PYTHON:-python3}" -m gmsa_rag.cli train "$@"; }
-common=(--recipe gmsa-mini --data "$data" --device "${DEVICE:-auto}" --steps "${STEPS:-0}")
+common=(--recipe "${RECIPE:-gmsa-mini}" --data "$data" --device "${DEVICE:-auto}" --steps "${STEPS:-0}")
 
 for stage in "${stages[@]}"; do
     case $stage in
