@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import torch
 
 from gmsa_rag import pipeline
 from gmsa_rag.documents import Document
@@ -108,7 +109,9 @@ def test_batches_add_up(path, gmsa, embedder, monkeypatch):
 def test_a_row_says_where_its_memory_comes_from(library, gmsa):
     row = library.index.get(["danube"])[0]
     memory = library.store.get(row.metadata["gmsa_key"])
-    assert memory == gmsa.compress(DOCUMENTS[0].text, 4)
+    alone = gmsa.compress(DOCUMENTS[0].text, 4)  # it was computed in a batch: equal up to rounding
+    assert (memory.key, memory.num_tokens, memory.borders) == (alone.key, alone.num_tokens, alone.borders)
+    torch.testing.assert_close(memory.soft_tokens, alone.soft_tokens, atol=1e-5, rtol=0)
     assert row.metadata == {
         "page": 1, "title": "Danube", "gmsa_source": "danube", "gmsa_model": "tiny", "gmsa_embedder": "hash",
         "gmsa_key": memory.key, "gmsa_rate": 4, "gmsa_num_tokens": memory.num_tokens,

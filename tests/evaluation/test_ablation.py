@@ -355,7 +355,6 @@ keft:
 
 def test_the_command_pretrains_a_base_once_and_writes_a_report(data, tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    monkeypatch.setattr(small_base, "READING_SHARE", 1)
     options = ["--recipe", str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
     options += ["--text-file", "rivers.heldout", "--questions", "rivers.dev", "--rates", "4", "--samples", "2"]
     for variants in ("default", "default, closed_book"):
@@ -364,7 +363,7 @@ def test_the_command_pretrains_a_base_once_and_writes_a_report(data, tmp_path, m
         )
         assert result.exit_code == 0, result.output
         monkeypatch.setattr(small_base.Run, "_step", count_variants(tmp_path / "out", small_base.Run._step))
-    report = read_report(tmp_path / "out" / "ablation-rivers.heldout.txt-rivers.dev.jsonl.json", AblationRow)
+    report = read_report(tmp_path / "out" / "ablation-rivers.heldout-rivers.dev.json", AblationRow)
     assert [(row.variant, row.rate) for row in report.rows] == [("default", 4), ("closed_book", None)]
     assert report.setting.files == ("rivers.heldout.txt.gz", "rivers.dev.jsonl")
     assert (report.setting.model, report.setting.num_samples) == ("tiny", 2)
