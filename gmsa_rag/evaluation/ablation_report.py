@@ -40,7 +40,8 @@ def make_plan(
         DataError: If a data file is missing.
         CheckpointError: If `out` holds a base of another recipe.
     """
-    autoencoding, fine_tuning = (seeded(load_recipe(recipe, kind), seed) for kind in (AutoencodeRecipe, KeftRecipe))
+    autoencoding = seeded(load_recipe(recipe, AutoencodeRecipe), seed)
+    fine_tuning = seeded(load_recipe(recipe, KeftRecipe), seed)
     plan = Plan(autoencoding, fine_tuning, base or out / "base", data, out, tuple(rates), seed, device)
     plan.check()
     if base is not None:

@@ -30,7 +30,7 @@ class ICAECompressor(nn.Module):
     def __init__(self, encoder: PreTrainedModel, num_memory_tokens: int) -> None:
         super().__init__()
         self.encoder = encoder
-        table = encoder.get_input_embeddings().weight.detach()
+        table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
         width = table.shape[1]
         drawn = torch.randn(num_memory_tokens, width).to(table)
         # Spread as the embeddings are, so that the encoder's layers meet nothing new in size.
