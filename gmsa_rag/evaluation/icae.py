@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import RateError
 from gmsa_rag.modeling.alignment import first_layers
+from gmsa_rag.modeling.files import embedding_table
 from gmsa_rag.modeling.group_merging import num_groups
 
 
@@ -30,7 +31,7 @@ class ICAECompressor(nn.Module):
     def __init__(self, encoder: PreTrainedModel, num_memory_tokens: int) -> None:
         super().__init__()
         self.encoder = encoder
-        table: Tensor = encoder.get_input_embeddings().weight.detach()  # type: ignore[operator]
+        table = embedding_table(encoder)
         width = table.shape[1]
         drawn = torch.randn(num_memory_tokens, width).to(table)
         # Spread as the embeddings are, so that the encoder's layers meet nothing new in size.

@@ -84,7 +84,7 @@ class Run:
         self.out, self.settings, self.window, self.phases = out, settings, window, phases
         self.position, self.place = Position(), Place()
         self.taught = objective.teacher is not None
-        # A batch may hold no passage, and then the compressor has no gradient.
+        # A mixture of experts may leave some of its weights without a gradient.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
         _freeze_others(objective, trainable)

@@ -104,10 +104,21 @@ def compute_loss(decoder: PreTrainedModel, compressor: nn.Module | None, batch: 
 def read(decoder: PreTrainedModel, compressor: nn.Module | None, batch: Batch) -> Tensor:
     """Normed hidden states from which the learned tokens are predicted, (num_learned, hidden_size)."""
     embeds = decoder.get_input_embeddings()(batch.input_ids)
-    if compressor is not None and len(batch.soft_positions):
-        embeds = splice(embeds, compressor(batch.window_ids, batch.window_lengths, batch.window_rates), batch)
+    if compressor is not None:
+        embeds = splice(embeds, _soft_tokens(compressor, batch), batch)
     hidden: Tensor = backbone_of(decoder)(inputs_embeds=embeds, use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)[batch.predicting]
+
+
+def _soft_tokens(compressor: nn.Module, batch: Batch) -> Tensor:
+    """The batch's packed soft tokens."""
+    soft_tokens: Tensor
+    if not batch.window_lengths:
+        # Processes that train together gather sharded weights together: the compressor has to run in all of them.
+        soft_tokens = compressor(batch.input_ids[:1, :1], [1], [1])
+        return soft_tokens[:0]
+    soft_tokens = compressor(batch.window_ids, batch.window_lengths, batch.window_rates)
+    return soft_tokens
 
 
 def splice(embeds: Tensor, soft_tokens: Tensor, batch: Batch) -> Tensor:

@@ -239,3 +239,17 @@ def test_a_teacher_stays_in_evaluation_mode(make_base):
     module.train()
     assert module.decoder.training and not module.teacher.training
     assert not module.eval().decoder.training
+
+
+def test_a_batch_without_passages_runs_the_compressor_all_the_same(make_base, tokenizer):
+    gmsa = GMSA.from_base(make_base(), tokenizer, encoder_layers=2)
+    module, ran = Objective(gmsa.decoder, gmsa.compressor), []
+    for layer in (*gmsa.compressor.encoder.layers, *gmsa.compressor.alignment.block.layers):
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    batch = collate([as_text(draw(random.Random(seed))) for seed in range(3)], 48)
+    loss = module(batch)
+    assert len(ran) == 3  # or processes whose batches hold passages would wait for this one
+    torch.testing.assert_close(loss.mean, compute_loss(gmsa.decoder, None, batch).mean)
+    found = gradients(module, loss)
+    assert all(found[name].eq(0).all() for name in found if ".layers." in name and name.startswith("compressor."))
+    assert any(found[name].ne(0).any() for name in found if name.startswith("decoder."))
