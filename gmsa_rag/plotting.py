@@ -1,13 +1,13 @@
 """Plots of lines as PNG files, each written whole or not at all."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gmsa_rag.optional import load_optional
+from gmsa_rag.writing import beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,12 +113,8 @@ def make_figure(lines: int, columns: int) -> tuple["Figure", "list[Axes]"]:
 
 def save_figure(figure: "Figure", path: Path) -> Path:
     """Write a figure as PNG, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(beside, format="png", dpi=120)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as part:
+        figure.savefig(part, format="png", dpi=120)
     return path
 
 

@@ -14,7 +14,7 @@ from gmsa_rag.evaluation.variants import COMPRESSING, check_variants
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.plotting import Line, Panel, plot_panels
 from gmsa_rag.training.data import Question
-from gmsa_rag.training.files import beside
+from gmsa_rag.writing import beside
 
 KEPT = "rows.json"
 MAX_NEW_TOKENS = 12

@@ -13,7 +13,6 @@ from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.evaluation.variants import (
     AUTOENCODED,
-    learned_in_autoencoding,
     make_objective,
     start_variant,
 )
@@ -21,9 +20,9 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.checkpoint import Checkpoint
 from gmsa_rag.modeling.files import load_decoder
 from gmsa_rag.modeling.fingerprints import fingerprint
+from gmsa_rag.training.autoencoding import compressor_parameters, task_weights
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
-from gmsa_rag.training.files import beside
 from gmsa_rag.training.keft import QUESTION_SUFFIXES, trainable_parameters
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.objective import Objective
@@ -31,6 +30,7 @@ from gmsa_rag.training.pretraining import TEXT_SUFFIXES
 from gmsa_rag.training.question_file import QuestionGroups
 from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, PretrainRecipe
 from gmsa_rag.training.tasks import Tasks
+from gmsa_rag.writing import beside
 
 PLAN = "plan.json"
 Stage = TypeVar("Stage", PretrainRecipe, AutoencodeRecipe, KeftRecipe)
@@ -112,10 +112,10 @@ def autoencode_variant(plan: Plan, variant: str) -> Checkpoint:
     recipe = plan.autoencoding
 
     def make(phase: int) -> Callable[[random.Random], Example]:
-        return _tasks(plan, checkpoint, recipe, phase).draw(_weights(recipe, phase))
+        return _tasks(plan, checkpoint, recipe, phase).draw(task_weights(recipe, phase))
 
     objective = Objective(checkpoint.decoder, checkpoint.compressor, bf16=recipe.optimisation.bf16)
-    learned = learned_in_autoencoding(checkpoint)
+    learned = compressor_parameters(checkpoint)
     _run(plan, plan.out / variant / "ae", recipe, objective, learned).train(make)
     return checkpoint
 
@@ -158,11 +158,6 @@ def _tasks(plan: Plan, checkpoint: Checkpoint, recipe: AutoencodeRecipe | KeftRe
         tasks.unanswerable, tasks.refine = recipe.unanswerable, recipe.refine
         tasks.max_positions = recipe.max_positions
     return tasks
-
-
-def _weights(recipe: AutoencodeRecipe, phase: int) -> dict[str, float]:
-    """Restoration alone before the last phase, as in autoencoding."""
-    return recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0}
 
 
 def _keep_plan(plan: Plan, folder: Path) -> None:

@@ -14,8 +14,8 @@ from gmsa_rag.training.examples import IGNORED, Batch
 from gmsa_rag.training.objective import Loss, Objective
 
 
-class TruncatedText(nn.Module):
-    """Stands in for a compressor: the first tokens of a passage, as many as it has soft tokens, embedded.
+class EmbeddedText(nn.Module):
+    """Stands in for a compressor with nothing but the decoder's embeddings.
 
     Attributes:
         encoder: The decoder's own backbone, of which the embeddings are read.
@@ -24,6 +24,16 @@ class TruncatedText(nn.Module):
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = backbone_of(decoder)
+
+    def embed(self, input_ids: Tensor, counts: Sequence[int]) -> Tensor:
+        """Embeddings of the first tokens of each row, packed."""
+        kept = torch.cat([row[:count] for row, count in zip(input_ids, counts, strict=True)])
+        embedded: Tensor = self.encoder.get_input_embeddings()(kept)
+        return embedded
+
+
+class TruncatedText(EmbeddedText):
+    """The first tokens of a passage, as many as it has soft tokens, embedded."""
 
     def forward(self, input_ids: Tensor, lengths: Sequence[int], rates: Sequence[int]) -> Tensor:
         """Cut a batch of windows.
@@ -36,10 +46,7 @@ class TruncatedText(nn.Module):
         Returns:
             Embeddings of all rows, packed: (sum of ceil(length / rate), hidden_size).
         """
-        counts = [num_groups(length, rate) for length, rate in zip(lengths, rates, strict=True)]
-        kept = torch.cat([row[:count] for row, count in zip(input_ids, counts, strict=True)])
-        embedded: Tensor = self.encoder.get_input_embeddings()(kept)
-        return embedded
+        return self.embed(input_ids, [num_groups(length, rate) for length, rate in zip(lengths, rates, strict=True)])
 
 
 class FullTextObjective(Objective):

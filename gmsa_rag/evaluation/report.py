@@ -18,6 +18,7 @@ from gmsa_rag import __version__
 from gmsa_rag.errors import DataError, InputError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.modeling.checkpoint import fingerprint
+from gmsa_rag.writing import beside
 
 Row = TypeVar("Row")
 
@@ -186,12 +187,8 @@ def _cell(value: object) -> str:
 
 
 def _replace(path: Path, text: str) -> Path:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 

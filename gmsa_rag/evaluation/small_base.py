@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from gmsa_rag.config import GMSAConfig
+from gmsa_rag.evaluation.baselines import EmbeddedText
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.modeling.files import load_decoder
 from gmsa_rag.modeling.group_merging import group_bounds, group_merge
 from gmsa_rag.training.data import find_files, token_stream
@@ -116,21 +115,12 @@ class Reading:
         return Tasks(self.codec, self.config, tokens, phase.rates, phase.windows).draw(weights)
 
 
-class BlurredText(nn.Module):
-    """Stands in for a compressor: the embeddings of each `rate` tokens, averaged.
-
-    Attributes:
-        encoder: The decoder's own backbone, of which the embeddings are read.
-    """
-
-    def __init__(self, decoder: PreTrainedModel) -> None:
-        super().__init__()
-        self.encoder = backbone_of(decoder)
+class BlurredText(EmbeddedText):
+    """The embeddings of each `rate` tokens, averaged."""
 
     def forward(self, input_ids: Tensor, lengths: Sequence[int], rates: Sequence[int]) -> Tensor:
         """Blur a batch of windows; arguments and result are those of the compressor."""
-        kept = torch.cat([row[:length] for row, length in zip(input_ids, lengths, strict=True)])
-        embedded = self.encoder.get_input_embeddings()(kept)
+        embedded = self.embed(input_ids, lengths)
         return group_merge(embedded, group_bounds(lengths, rates).to(embedded.device))
 
 

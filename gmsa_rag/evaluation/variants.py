@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from gmsa_rag.config import GMSAConfig
@@ -16,6 +16,7 @@ from gmsa_rag.modeling.checkpoint import Checkpoint
 from gmsa_rag.modeling.compressor import Compressor
 from gmsa_rag.modeling.files import load_decoder
 from gmsa_rag.modeling.group_merging import num_groups
+from gmsa_rag.training.autoencoding import make_config
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.recipe import AutoencodeRecipe
 
@@ -48,10 +49,7 @@ def start_variant(variant: str, base: Path, recipe: AutoencodeRecipe, rates: tup
         The base as decoder, with the variant's compressor; `TruncatedText` for a reader of text.
     """
     decoder, tokenizer = load_decoder(base, torch.float32)
-    config = GMSAConfig(
-        encoder_layers=recipe.encoder_layers, lsa_layers=recipe.lsa_layers, hidden_size=decoder.config.hidden_size,
-        window=recipe.window, rates=sorted(set(rates)), **recipe.templates,
-    )  # fmt: skip
+    config = make_config(recipe, decoder, rates)
     set_seed(seed)
     compressor = make_compressor(variant, decoder, config)
     return Checkpoint(config, cast(Compressor, compressor), decoder.eval(), tokenizer)
@@ -78,12 +76,6 @@ def draw_weights(block: PreTrainedModel) -> None:
     fresh.set_input_embeddings(None)
     fresh.norm = type(block.norm)() if isinstance(block.norm, nn.Identity) else fresh.norm
     block.load_state_dict(fresh.state_dict())
-
-
-def learned_in_autoencoding(checkpoint: Checkpoint) -> list[Tensor]:
-    """Everything of the compressor but what it shares with the decoder, which is frozen."""
-    frozen = {id(parameter) for parameter in checkpoint.decoder.parameters()}
-    return [parameter for parameter in checkpoint.compressor.parameters() if id(parameter) not in frozen]
 
 
 def make_objective(variant: str, checkpoint: Checkpoint, *, bf16: bool) -> Objective:

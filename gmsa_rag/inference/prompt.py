@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
@@ -20,6 +21,8 @@ class Verbatim(str):
 
 
 Part = str | Memory
+# What stands among the text of a prompt.
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -59,33 +62,40 @@ def check_prompt(prompt: object) -> list[Part]:
     return parts
 
 
-def tokenise(parts: Sequence[Part], codec: TokenCodec) -> list[list[int] | Memory]:
+def tokenise(parts: Sequence[str | Kept], codec: TokenCodec) -> list[list[int] | Kept]:
     """Token ids of a prompt's text, its memories in between; a beginning-of-sequence token in front.
 
-    Text that touches is tokenised as one, whatever parts it came in.
+    Text that touches is tokenised as one, whatever parts it came in. What is no text stays as it is: training has
+    passages where inference has memories.
     """
-    pieces: list[tuple[str, bool] | Memory] = []
+    tokens = tokenise_pieces(parts, codec)
+    first = tokens[0] if tokens and isinstance(tokens[0], list) else []
+    if first[: len(codec.prefix)] == codec.prefix:
+        return tokens
+    return [codec.prefix + first, *(tokens[1:] if first else tokens)]
+
+
+def tokenise_pieces(parts: Sequence[str | Kept], codec: TokenCodec) -> list[list[int] | Kept]:
+    """The same of a piece of a prompt, with nothing put in front."""
+    pieces: list[tuple[str, bool] | Kept] = []
     for part in parts:
-        if isinstance(part, Memory):
+        if not isinstance(part, str):
             pieces.append(part)
         else:
             pieces += [(str(part), False)] if isinstance(part, Verbatim) else codec.split_control(part)
-    tokens: list[list[int] | Memory] = [[]]
+    tokens: list[list[int] | Kept] = []
     run = ""
     for piece in [*pieces, ("", True)]:
-        if not isinstance(piece, Memory) and not piece[1]:
+        if isinstance(piece, tuple) and not piece[1]:
             run += piece[0]
             continue
         _extend(tokens, codec.encode([run])[0] if run else [])
         run = ""
-        if isinstance(piece, Memory):
+        if not isinstance(piece, tuple):
             tokens.append(piece)
         elif piece[0]:
             _extend(tokens, [codec.control_id(piece[0])])
-    first = tokens[0]
-    if isinstance(first, list) and codec.prefix and first[: len(codec.prefix)] != codec.prefix:
-        tokens[0] = codec.prefix + first
-    return [part for part in tokens if isinstance(part, Memory) or part]
+    return tokens
 
 
 def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
@@ -193,8 +203,8 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
-def _extend(tokens: list[list[int] | Memory], ids: list[int]) -> None:
-    last = tokens[-1]
+def _extend(tokens: list[list[int] | Kept], ids: list[int]) -> None:
+    last = tokens[-1] if tokens else None
     if isinstance(last, list):
         last.extend(ids)
     elif ids:

@@ -1,12 +1,12 @@
 """Stage 1, autoencoding (AE): the compressor learns to keep, the decoder to read, what a passage says."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError
@@ -56,20 +56,36 @@ def autoencode(
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
-        tasks = Tasks(codec, start.config, stream, current.rates, current.windows)
-        return tasks.draw(recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0})
+        return Tasks(codec, start.config, stream, current.rates, current.windows).draw(task_weights(recipe, phase))
 
     settings = recipe.optimisation
     set_seed(settings.seed)  # LoRA starts from random weights
     trainable = _trainable(recipe, start)
-    objective = Objective(
-        start.decoder, start.compressor, bf16=settings.bf16, cross_entropy=settings.cross_entropy
-    )  # fmt: skip
+    objective = Objective(start.decoder, start.compressor, bf16=settings.bf16, cross_entropy=settings.cross_entropy)
     run = Run(out, settings, objective, trainable, window=recipe.window, phases=recipe.phases, device=device)
     run.train(make)
     if run.gather():
         _save(recipe, start, str(base), revision, out / "checkpoint")
     return out / "checkpoint"
+
+
+def make_config(recipe: AutoencodeRecipe, decoder: PreTrainedModel, rates: Iterable[int]) -> GMSAConfig:
+    """Settings of a new checkpoint of a base that serves these rates."""
+    return GMSAConfig(
+        encoder_layers=recipe.encoder_layers, lsa_layers=recipe.lsa_layers, hidden_size=decoder.config.hidden_size,
+        window=recipe.window, rates=sorted(set(rates)), **recipe.templates,
+    )  # fmt: skip
+
+
+def task_weights(recipe: AutoencodeRecipe, phase: int) -> dict[str, float]:
+    """The recipe's tasks in the last phase; before it, restoration alone."""
+    return recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0}
+
+
+def compressor_parameters(checkpoint: Checkpoint) -> list[Tensor]:
+    """What learns of the compressor where the decoder is frozen: not the embeddings that they share."""
+    frozen = {id(parameter) for parameter in checkpoint.decoder.parameters()}
+    return [parameter for parameter in checkpoint.compressor.parameters() if id(parameter) not in frozen]
 
 
 def _start(recipe: AutoencodeRecipe, base: str | Path, revision: str | None) -> Checkpoint:
@@ -82,10 +98,7 @@ def _start(recipe: AutoencodeRecipe, base: str | Path, revision: str | None) -> 
         return start
     decoder = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision)
     tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
-    config = GMSAConfig(
-        encoder_layers=recipe.encoder_layers, lsa_layers=recipe.lsa_layers, hidden_size=decoder.config.hidden_size,
-        window=recipe.window, rates=rates, **recipe.templates,
-    )  # fmt: skip
+    config = make_config(recipe, decoder, rates)
     return Checkpoint(config, Compressor.from_base(decoder, config), decoder, tokenizer)
 
 
@@ -102,15 +115,12 @@ def _check_goes_on(recipe: AutoencodeRecipe, config: GMSAConfig) -> None:
 
 def _trainable(recipe: AutoencodeRecipe, start: Checkpoint) -> list[Tensor]:
     """LoRA of the encoder, or all of it, and the LSA; the decoder where the recipe says so, else not its embeddings."""
-    decoder = list(start.decoder.parameters())
-    alignment = list(start.compressor.alignment.parameters())
-    encoder = (
-        add_lora(start.compressor.encoder, recipe.lora) if recipe.lora else list(start.compressor.encoder.parameters())
-    )
-    if recipe.train_decoder:
-        return [*encoder, *alignment, *decoder]
-    frozen = {id(parameter) for parameter in decoder}
-    return [parameter for parameter in (*encoder, *alignment) if id(parameter) not in frozen]
+    alignment, decoder = list(start.compressor.alignment.parameters()), list(start.decoder.parameters())
+    if recipe.lora:
+        learned: list[Tensor] = [*add_lora(start.compressor.encoder, recipe.lora), *alignment]
+    else:
+        learned = compressor_parameters(start)
+    return [*learned, *decoder] if recipe.train_decoder else learned
 
 
 def _save(recipe: AutoencodeRecipe, trained: Checkpoint, base: str, revision: str | None, target: Path) -> None:

@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from gmsa_rag.errors import DataError
-from gmsa_rag.training.files import beside, describe_files, open_data
+from gmsa_rag.training.files import describe_files, open_data
 from gmsa_rag.training.question_rows import Question, parse_line
+from gmsa_rag.writing import beside
 
 if TYPE_CHECKING:
     from gmsa_rag.inference.tokens import TokenCodec

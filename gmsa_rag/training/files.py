@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from gmsa_rag.errors import DataError, InputError
+from gmsa_rag.writing import beside
 
 Row = Mapping[str, Any]
 
@@ -29,17 +29,6 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(
             str(path), expected="a readable UTF-8 file", got=str(error), remedy="Check the path and the file."
         ) from error
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A path in the same folder; what is written there takes the place of `path` if the block ends well."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:

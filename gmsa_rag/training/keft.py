@@ -70,20 +70,27 @@ def keft(
             recipe.unanswerable, recipe.refine, recipe.max_positions,
         ).draw(recipe.tasks)  # fmt: skip
 
-    settings, window = recipe.optimisation, start.config.window
-    teacher = copy.deepcopy(start.decoder).eval() if recipe.distillation else None
-    set_seed(settings.seed)  # LoRA starts from random weights
+    objective = _objective(recipe, start)
+    set_seed(recipe.optimisation.seed)  # LoRA starts from random weights
     trainable = trainable_parameters(recipe, start.decoder)
-    objective = Objective(
-        start.decoder, start.compressor, teacher=teacher, distillation=recipe.distillation, bf16=settings.bf16,
-        cross_entropy=settings.cross_entropy,
-    )  # fmt: skip
-    run = Run(out, settings, objective, trainable, window=window, phases=recipe.phases, device=device)
+    run = Run(
+        out, recipe.optimisation, objective, trainable, window=start.config.window, phases=recipe.phases, device=device
+    )
     run.train(make)
     if run.gather():
         start.config.rates = sorted(set(recipe.phases[-1].rates))
         _save(recipe, start, checkpoint, out / "checkpoint")
     return out / "checkpoint"
+
+
+def _objective(recipe: KeftRecipe, start: Checkpoint) -> Objective:
+    """What is learned; the teacher is the decoder as it is now, before it gets any LoRA."""
+    settings = recipe.optimisation
+    teacher = copy.deepcopy(start.decoder).eval() if recipe.distillation else None
+    return Objective(
+        start.decoder, start.compressor, teacher=teacher, distillation=recipe.distillation, bf16=settings.bf16,
+        cross_entropy=settings.cross_entropy,
+    )  # fmt: skip
 
 
 def trainable_parameters(recipe: KeftRecipe, decoder: PreTrainedModel) -> list[Tensor]:

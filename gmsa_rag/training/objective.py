@@ -95,12 +95,6 @@ class Objective(nn.Module):
         return max(1, CHUNK_LOGITS // int(self.decoder.config.vocab_size))
 
 
-def compute_loss(decoder: PreTrainedModel, compressor: nn.Module | None, batch: Batch) -> Loss:
-    """Loss of a batch without a teacher, in the weights' dtype; see `Objective`."""
-    loss: Loss = Objective(decoder, compressor)(batch)
-    return loss
-
-
 def read(decoder: PreTrainedModel, compressor: nn.Module | None, batch: Batch) -> Tensor:
     """Normed hidden states from which the learned tokens are predicted, (num_learned, hidden_size)."""
     embeds = decoder.get_input_embeddings()(batch.input_ids)

@@ -4,12 +4,10 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from typing import NamedTuple
 
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.inference.prompt import Verbatim
+from gmsa_rag.inference.prompt import Verbatim, tokenise, tokenise_pieces
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.examples import Example, Passage, Segment
 from gmsa_rag.training.frames import Frame, lay_out
@@ -97,7 +95,7 @@ class QuestionPrompts:
 
     def turns(self, passage: Passage, turns: Sequence[tuple[str, Ids]]) -> Example:
         """Several questions of one memory, each a turn, so that it is read once for all."""
-        example: list[Segment | Passage] = [Segment(self._prefixed(self.text(self.frame.opening))), passage]
+        example = self._parts([self.frame.opening, passage])
         for index, (prompt, answer) in enumerate(turns):
             opening = self.frame.between if index else "\n"
             example.append(Segment(self.text(opening, Verbatim(prompt), self.frame.closing)))
@@ -110,12 +108,7 @@ class QuestionPrompts:
 
     def text(self, *pieces: str) -> Ids:
         """Token ids of pieces of text tokenised as one; names of control tokens are these, but in `Verbatim`."""
-        parts = [part for piece in pieces for part in self._split(piece)]
-        ids: Ids = []
-        for control, run in groupby(parts, key=itemgetter(1)):
-            texts = [text for text, _ in run]
-            ids += map(self.codec.control_id, texts) if control else self.codec.encode(["".join(texts)])[0]
-        return ids
+        return [i for ids in tokenise_pieces(pieces, self.codec) if isinstance(ids, list) for i in ids]
 
     def _refinement(
         self, question: str, answer: str, passages: Sequence[AskedPassage], gold: int | None, wrong: str,
@@ -135,31 +128,14 @@ class QuestionPrompts:
         return lay_out(self.codec.tokenizer, turns) if wording.chat else wording.prompt
 
     def _answered(self, pieces: Sequence[str | Passage], answer: str) -> list[Segment | Passage]:
-        first, *others = self._join(pieces)
-        start = first.ids if isinstance(first, Segment) else ()
-        return [Segment(self._prefixed(start)), *others, Segment(self.answer(answer), learn=True)]
+        return [*self._parts(pieces), Segment(self.answer(answer), learn=True)]
 
-    def _join(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
-        """Tokenise runs of text as one, as inference does; the first part is text, if only none."""
-        parts: list[Segment | Passage] = []
-        run: list[str] = []
-        for piece in pieces:
-            if isinstance(piece, str):
-                run.append(piece)
-                continue
-            parts += [Segment(self.text(*run)), piece]
-            run = []
-        return [*parts, Segment(self.text(*run))]
-
-    def _split(self, piece: str) -> list[tuple[str, bool]]:
-        return [(str(piece), False)] if isinstance(piece, Verbatim) else self.codec.split_control(piece)
+    def _parts(self, pieces: Sequence[str | Passage]) -> list[Segment | Passage]:
+        """What inference makes of these pieces of a prompt."""
+        return [Segment(part) if isinstance(part, list) else part for part in tokenise(pieces, self.codec)]
 
     def _memory(self, passage: AskedPassage, rate: Callable[[], int]) -> Passage:
         return Passage(self.codec.encode([passage.text])[0], rate())
-
-    def _prefixed(self, ids: Sequence[int]) -> Ids:
-        prefix = self.codec.prefix
-        return [*ids] if list(ids[: len(prefix)]) == prefix else [*prefix, *ids]
 
 
 def _filled(template: str, values: Mapping[str, str]) -> list[str]:

@@ -61,7 +61,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         for field_ in dataclasses.fields(self):
             value = getattr(self, field_.name)
-            if isinstance(value, str) and field_.type != "str" and field_.type is not str:
+            if isinstance(value, str) and field_.type is not str:
                 # YAML reads 1e-3 as a text, 1.0e-3 as a number
                 raise TypeError(f"{field_.name} is the text {value!r}; write a number with a point, as 1.0e-3")
         _choose("cross_entropy", self.cross_entropy, ("chunked", "liger"))

@@ -9,8 +9,8 @@ import yaml
 
 from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.modeling.lora import LoraSettings
-from gmsa_rag.training.files import beside
 from gmsa_rag.training.recipe import AutoencodeRecipe, Distillation, KeftRecipe, Optimisation, Phase, PretrainRecipe
+from gmsa_rag.writing import beside
 
 RECIPES = Path(__file__).parent / "recipes"
 # How long a run lasts and how fast it goes may change while it goes on.

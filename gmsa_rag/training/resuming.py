@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gmsa_rag.errors import CheckpointError
+from gmsa_rag.writing import beside
 
 logger = logging.getLogger(__name__)
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
@@ -43,9 +44,8 @@ def save_state(
     tag = f"{place['step']}-"
     save_file(weights, folder / (tag + WEIGHTS))
     save_file(moments, folder / (tag + MOMENTS))
-    beside = folder / (STATE + ".part")
-    beside.write_text(json.dumps(place), encoding="utf-8")
-    beside.replace(folder / STATE)
+    with beside(folder / STATE) as part:
+        part.write_text(json.dumps(place), encoding="utf-8")
     for old in folder.glob("*.safetensors"):
         if not old.name.startswith(tag):
             old.unlink()

@@ -33,7 +33,7 @@ class Tasks:
         stream: Token stream of the corpus, documents ended by the tokenizer's end token.
         rates: Rates to draw from.
         windows: Shortest and longest passage in tokens.
-        questions: Questions by passage, from `group_questions`.
+        questions: Questions by passage, as `QuestionGroups` has them.
         full_text: Share of question prompts with text in the place of all memories.
         mixed: Share of passages, in the other prompts, that stay text beside memories.
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is the config's no_answer.
@@ -207,7 +207,7 @@ def _holds_answer(passage: AskedPassage, asked: Question) -> bool:
 
 
 def group_questions(questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions that share their passages, together."""
+    """Questions that share their passages, together: the plain reference beside `QuestionGroups`, in memory."""
     groups: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
         groups.setdefault((*question.passages, str(question.gold)), []).append(question)

@@ -18,12 +18,13 @@ from gmsa_rag.evaluation.baselines import ClosedBookObjective, FullTextObjective
 from gmsa_rag.evaluation.commands import app
 from gmsa_rag.evaluation.qa import QARow
 from gmsa_rag.evaluation.report import read_report
-from gmsa_rag.evaluation.variants import VARIANTS, learned_in_autoencoding, make_compressor, start_variant
+from gmsa_rag.evaluation.variants import VARIANTS, make_compressor, start_variant
 from gmsa_rag.modeling.compressor import Compressor
 from gmsa_rag.training import loop
+from gmsa_rag.training.autoencoding import compressor_parameters
 from gmsa_rag.training.data import Question
 from gmsa_rag.training.examples import IGNORED, Passage, Segment, as_text, collate
-from gmsa_rag.training.objective import compute_loss
+from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pools import Pools
 from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, Optimisation, Phase
 
@@ -217,7 +218,7 @@ def test_random_parts_come_from_the_seed(base):
 
 def test_what_learns_in_autoencoding(base):
     def num_learned(variant: str) -> int:
-        found = learned_in_autoencoding(start_variant(variant, base, AUTOENCODING, (4,), 0))
+        found = compressor_parameters(start_variant(variant, base, AUTOENCODING, (4,), 0))
         return sum(parameter.numel() for parameter in found)
 
     layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32
@@ -242,10 +243,10 @@ def test_readers_learn_from_text_and_from_none(decoder, batch):
     examples, with_memories = batch
     texts = collate([as_text(example) for example in examples], 32)
     full = FullTextObjective(decoder)(with_memories, texts)
-    torch.testing.assert_close(full.mean, compute_loss(decoder, None, texts).mean)
+    torch.testing.assert_close(full.mean, Objective(decoder, None)(texts).mean)
     emptied = [[part for part in example if isinstance(part, Segment)] for example in examples]
     closed = ClosedBookObjective(decoder)(with_memories)
-    torch.testing.assert_close(closed.mean, compute_loss(decoder, None, collate(emptied, 32)).mean)
+    torch.testing.assert_close(closed.mean, Objective(decoder, None)(collate(emptied, 32)).mean)
     assert full.num_learned == closed.num_learned == 5
 
 

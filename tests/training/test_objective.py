@@ -13,7 +13,7 @@ from gmsa_rag.errors import DependencyError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.training import objective
 from gmsa_rag.training.examples import IGNORED, Passage, Segment, as_text, batches, collate, num_positions
-from gmsa_rag.training.objective import Objective, compute_loss
+from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.recipe import Distillation
 from tests.conftest import FAMILIES
 
@@ -52,7 +52,7 @@ def test_the_loss_equals_single_examples_read_as_inference_does(make_base, token
     gmsa = GMSA.from_base(make_base(family), tokenizer, encoder_layers=2, window=48)
     examples = [draw(random.Random(seed)) for seed in range(6)]
     with torch.no_grad():
-        loss = compute_loss(gmsa.decoder, gmsa.compressor, collate(examples, 48))
+        loss = Objective(gmsa.decoder, gmsa.compressor)(collate(examples, 48))
         table, logits, targets = gmsa.decoder.get_input_embeddings(), [], []
         for example in examples:
             pieces, labels = [], []
@@ -77,7 +77,7 @@ def test_the_loss_equals_single_examples_read_as_inference_does(make_base, token
 
 def test_gradients_reach_compressor_and_decoder(make_base, tokenizer):
     gmsa = GMSA.from_base(make_base(), tokenizer, encoder_layers=2)
-    compute_loss(gmsa.decoder, gmsa.compressor, collate([draw(random.Random(1))], 48)).mean.backward()
+    Objective(gmsa.decoder, gmsa.compressor)(collate([draw(random.Random(1))], 48)).mean.backward()
     for module in (gmsa.compressor.encoder.layers, gmsa.compressor.alignment, gmsa.decoder.model.layers):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
@@ -166,7 +166,7 @@ def test_a_teacher_that_agrees_teaches_nothing(make_base):
 def test_gemma_2_caps_its_logits(make_base):
     decoder = make_base("gemma2", final_logit_softcapping=1.5)
     ids = [0, *range(30, 60)]
-    loss = compute_loss(decoder, None, collate([[Segment(ids[:1]), Segment(ids[1:], learn=True)]], 48))
+    loss = Objective(decoder, None)(collate([[Segment(ids[:1]), Segment(ids[1:], learn=True)]], 48))
     logits = decoder(input_ids=torch.tensor([ids])).logits[0, :-1]
     assert logits.abs().max() < 1.5
     torch.testing.assert_close(loss.mean, F.cross_entropy(logits, torch.tensor(ids[1:])), atol=1e-5, rtol=0)
@@ -183,7 +183,7 @@ def test_a_batch_without_learned_tokens_has_no_loss_and_no_gradient(make_base, t
 def test_what_stands_first_is_not_learned(make_base):
     batch = collate([[Segment([9, 8, 7], learn=True)]], 48)
     assert batch.targets.tolist() == [8, 7] and batch.predicting.tolist() == [0, 1]
-    assert compute_loss(make_base(), None, batch).num_learned == 2
+    assert Objective(make_base(), None)(batch).num_learned == 2
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_a_batch_without_passages_runs_the_compressor_all_the_same(make_base, to
     batch = collate([as_text(draw(random.Random(seed))) for seed in range(3)], 48)
     loss = module(batch)
     assert len(ran) == 3  # or processes whose batches hold passages would wait for this one
-    torch.testing.assert_close(loss.mean, compute_loss(gmsa.decoder, None, batch).mean)
+    torch.testing.assert_close(loss.mean, Objective(gmsa.decoder, None)(batch).mean)
     found = gradients(module, loss)
     assert all(found[name].eq(0).all() for name in found if ".layers." in name and name.startswith("compressor."))
     assert any(found[name].ne(0).any() for name in found if name.startswith("decoder."))
