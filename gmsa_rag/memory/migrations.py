@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gmsa_rag.errors import StoreError
 
@@ -65,12 +67,26 @@ def migrate(connection: sqlite3.Connection) -> None:
 
 def version_of(connection: sqlite3.Connection) -> int:
     """Steps applied so far, 0 for an empty file; StoreError unless the file is ours and not newer."""
-    application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    with _snapshot(connection):
+        application_id = int(connection.execute("PRAGMA application_id").fetchone()[0])
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if (application_id, version, tables) != (0, 0, 0):
         _check_identity(application_id, version)
     return version
+
+
+@contextmanager
+def _snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have the queries inside see one state of the file, whatever another process commits between them."""
+    if connection.in_transaction:
+        yield
+        return
+    with connection:
+        connection.execute("BEGIN")
+        # BEGIN alone takes no lock: the first table that is read does, and a pragma of the header reads none.
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        yield
 
 
 def _apply_next(connection: sqlite3.Connection) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from gmsa_rag.errors import CorruptStoreError, InputError, StoreError
 from gmsa_rag.memory import Memory, MemoryStore, VectorIndex, memory_key
-from gmsa_rag.memory.migrations import APPLICATION_ID, MIGRATIONS, migrate
+from gmsa_rag.memory.migrations import APPLICATION_ID, MIGRATIONS, migrate, version_of
 
 CHILD = """
 import os, signal, sys, torch
@@ -231,3 +231,24 @@ def test_a_checkpoint_cut_short_by_a_crash_is_taken_up(path, tmp_path):
     with MemoryStore(copy) as store:
         assert len(store) == 40 and store.text(build("text 39").key) == "text 39"
         store.check()
+
+
+def test_another_process_cannot_make_the_file_while_its_header_is_read(path):
+    """Read piecemeal, a file that is being made looks like another program's."""
+    locked = []
+
+    def make(statement):
+        if statement == "PRAGMA user_version":
+            with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
+                try:
+                    migrate(other)
+                except sqlite3.OperationalError as error:
+                    locked.append(str(error))
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.set_trace_callback(make)
+        assert version_of(connection) == 0
+        connection.set_trace_callback(None)
+        assert locked == ["database is locked"]
+        migrate(connection)
+        assert version_of(connection) == len(MIGRATIONS)
