@@ -17,7 +17,7 @@ PACKAGES := gmsa_rag integrations/langchain/langchain_gmsa
 # Tests and demo work from what is installed: nothing asks a model hub.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup setup-dev demo test test-slow check docs train-mini bench clean
+.PHONY: help setup setup-dev demo test test-slow check docs dist train-mini bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ test-slow: setup-dev ## What `make test` leaves out: a whole training of a tiny 
 
 docs: setup-dev ## Run every snippet of the README and docs/
 	@$(OFFLINE) $(RUN) -m pytest tests/test_docs.py $(ARGS)
+
+dist: setup-dev ## Build gmsa-rag and the two names it is found by into dist/
+	@for source in . integrations/dist/*/; do $(RUN) -m build --no-isolation --outdir dist "$$source" >/dev/null; done
+	@ls dist
 
 train-mini: setup-dev ## Train gmsa-mini anew: DATA=directory OUT=runs DEVICE=auto STAGES="pretrain autoencode keft export"
 	@PYTHON=$(RUN) DEVICE=$(DEVICE) bash gmsa_rag/training/launch/gmsa-mini.sh $(DATA) $(OUT) $(STAGES)
