@@ -1,4 +1,4 @@
-"""`gmsa data convert | make | check`: question files on the command line."""
+"""`gmsa data convert | make | split | check`: question files on the command line."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,6 +72,27 @@ def make(
     rows = make_rows(documents, passages=passages, words=words, seed=seed)
     written = write_rows(out, itertools.islice(rows, questions))
     typer.echo(f"{out}: {written} rows written" + " (the texts give no more)" * (written < questions))
+
+
+@app.command()
+def split(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl or .jsonl.gz file.")],
+    train: Annotated[Path, typer.Option(metavar="FILE.jsonl[.gz]", help="File to write the rows to train on.")],
+    validation: Annotated[Path, typer.Option(metavar="FILE.jsonl[.gz]", help="File to write the rows to choose by.")],
+    share: Annotated[float, typer.Option(help="Share of the articles to hold out.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Which articles are held out.")] = 0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first malformed row.")] = False,
+) -> None:
+    """Hold out some articles of a question file, to choose settings by."""
+    from gmsa_rag.training.data import Skipped
+    from gmsa_rag.training.files import write_rows
+    from gmsa_rag.training.splitting import split_rows
+
+    for out, held_out in ((train, False), (validation, True)):
+        skipped = Skipped()  # of each reading the same
+        rows = split_rows(file, validation=held_out, share=share, seed=seed, strict=strict, skipped=skipped)
+        typer.echo(f"{out}: {write_rows(out, rows)} rows written")
+    _name(skipped)
 
 
 @app.command()
