@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gmsa_rag.errors import ConfigError
+from gmsa_rag.modeling.fusing import with_first_norm_given
 
 
 class LayerSemanticAlignment(nn.Module):
@@ -23,16 +24,19 @@ class LayerSemanticAlignment(nn.Module):
         super().__init__()
         self.block = block
 
-    def forward(self, merged: Tensor) -> Tensor:
+    def forward(self, merged: Tensor, normed: Tensor | None = None, packed: dict[str, Any] | None = None) -> Tensor:
         """Align merged states.
 
         Args:
             merged: (batch, num_groups, hidden_size), padded on the right: causal layers never look there.
+            normed: The same, normed as the first layer begins by doing, where that is computed already.
+            packed: For a batch of one row that holds all passages one behind the other: `packed_arguments` of them.
 
         Returns:
             Soft tokens, (batch, num_groups, hidden_size).
         """
-        aligned: Tensor = self.block(inputs_embeds=merged, use_cache=False).last_hidden_state
+        block = self.block if normed is None else with_first_norm_given(self.block, normed)
+        aligned: Tensor = block(inputs_embeds=merged, use_cache=False, **(packed or {})).last_hidden_state
         return aligned
 
 

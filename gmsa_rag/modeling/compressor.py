@@ -1,6 +1,7 @@
 """The compressor: encoder, group merging and layer semantic alignment."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,13 @@ from transformers import PreTrainedModel
 
 from gmsa_rag.checks import check_rate
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import RateError
+from gmsa_rag.errors import ConfigError, RateError, ShapeError
+from gmsa_rag.kernels.choice import fuses_norms
+from gmsa_rag.kernels.reference import RMSNorm
 from gmsa_rag.modeling.alignment import LayerSemanticAlignment, first_layers
-from gmsa_rag.modeling.group_merging import group_bounds, group_merge, num_groups
+from gmsa_rag.modeling.fusing import final_norm, first_norm, without_final_norm
+from gmsa_rag.modeling.group_merging import group_bounds, group_merge, normed_group_merge, num_groups
+from gmsa_rag.modeling.packing import FAMILIES, packed_arguments, packing_obstacle, use_packed_attention
 
 
 class Compressor(nn.Module):
@@ -46,10 +51,82 @@ class Compressor(nn.Module):
         """
         # Causal layers cannot see what is padded on the right, so no mask is needed. Places and borders are worked out
         # on the CPU: asking a GPU for them would wait for it.
-        hidden = self.encoder(input_ids=input_ids, use_cache=False).last_hidden_state
-        merged = group_merge(_pack(hidden, lengths), group_bounds(lengths, rates))
-        counts = [num_groups(length, rate) for length, rate in zip(lengths, rates, strict=True)]
-        return _pack(self.alignment(_pad(merged, counts)), counts)
+        states, token_norm = self._encode(input_ids=input_ids)
+        merged = self._merge(_pack(states, lengths), lengths, rates, token_norm)
+        counts = _counts(lengths, rates)
+        return _pack(self.alignment(*(_pad(tensor, counts) for tensor in merged)), counts)
+
+    def forward_packed(self, input_ids: Tensor, lengths: Sequence[int], rates: Sequence[int]) -> Tensor:
+        """Compress windows that stand one behind the other, without any padding; equal to `forward` row for row.
+
+        Args:
+            input_ids: (num_tokens,), int64.
+            lengths: Tokens of each window, >= 1, num_tokens together.
+            rates: Rate of each window, >= 1.
+
+        Returns:
+            Soft tokens of all windows, packed: (sum of ceil(length / rate), hidden_size).
+
+        Raises:
+            ConfigError: If the model cannot be run packed; on a GPU, `can_pack` tells.
+            ShapeError: If the lengths do not add up to the tokens.
+        """
+        if obstacle := self._packing_obstacle():
+            raise ConfigError(
+                "packed compression",
+                expected=f"a model of {', '.join(FAMILIES)} with sdpa attention, in half precision on a GPU",
+                got=obstacle, remedy="Call the compressor with a padded batch.",
+            )  # fmt: skip
+        if input_ids.dim() != 1 or len(input_ids) != sum(lengths) or min(lengths, default=1) < 1:
+            raise ShapeError(
+                "input_ids", expected=f"({sum(lengths)},), and lengths >= 1", got=str(tuple(input_ids.shape)),
+                remedy="Concatenate the windows' tokens.",
+            )  # fmt: skip
+        if not lengths:
+            nothing: Tensor = self.encoder.get_input_embeddings()(input_ids)
+            return nothing
+        use_packed_attention(self.encoder)
+        use_packed_attention(self.alignment.block)
+        states, token_norm = self._encode(input_ids=input_ids[None], **packed_arguments(lengths, input_ids.device))
+        merged = self._merge(states[0], lengths, rates, token_norm)
+        packed = packed_arguments(_counts(lengths, rates), input_ids.device)
+        soft_tokens: Tensor = self.alignment(*(tensor[None] for tensor in merged), packed=packed)[0]
+        return soft_tokens
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether `forward_packed` is the faster way: on a GPU, for a model that it can run."""
+        return self.encoder.device.type == "cuda" and not self._packing_obstacle()
+
+    def _packing_obstacle(self) -> str:
+        if (block := self._block()) is None:
+            return "no layer semantic alignment"
+        return packing_obstacle(self.encoder) or packing_obstacle(block)
+
+    def _block(self) -> PreTrainedModel | None:
+        """The LSA's backbone; an ablation has an identity in its place."""
+        return getattr(self.alignment, "block", None)
+
+    def _encode(self, **inputs: Any) -> tuple[Tensor, RMSNorm | None]:
+        """The encoder's states and its final norm, if that is still to be applied to them."""
+        fused = fuses_norms(self.encoder.device, self.encoder.dtype)
+        norm = final_norm(self.encoder) if fused else None
+        encoder = self.encoder if norm is None else without_final_norm(self.encoder)
+        states: Tensor = encoder(use_cache=False, **inputs).last_hidden_state
+        return states, norm
+
+    def _merge(
+        self, states: Tensor, lengths: Sequence[int], rates: Sequence[int], token_norm: RMSNorm | None
+    ) -> list[Tensor]:
+        """Merged states, and the same as the LSA's first layer norms them where group merging has done that."""
+        bounds, block = group_bounds(lengths, rates), self._block()
+        if token_norm is None and not fuses_norms(states.device, states.dtype):
+            return [group_merge(states, bounds)]
+        group_norm = first_norm(block) if block is not None else None
+        # A norm of another dtype decides what dtype comes out of it; that is left to the layer.
+        if group_norm is not None and group_norm.weight.dtype != states.dtype:
+            group_norm = None
+        return [tensor for tensor in normed_group_merge(states, bounds, token_norm, group_norm) if tensor is not None]
 
 
 def cut_windows(num_tokens: int, rate: int, window: int) -> list[int]:
@@ -74,6 +151,11 @@ def cut_windows(num_tokens: int, rate: int, window: int) -> list[int]:
         )  # fmt: skip
     step = max(window // rate, 1) * rate
     return [*range(0, num_tokens, step), num_tokens] if num_tokens else [0, 0]
+
+
+def _counts(lengths: Sequence[int], rates: Sequence[int]) -> list[int]:
+    """Soft tokens of each row."""
+    return [num_groups(length, rate) for length, rate in zip(lengths, rates, strict=True)]
 
 
 def _pack(padded: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gmsa_rag.checks import check_rate
 from gmsa_rag.errors import ShapeError
+from gmsa_rag.kernels.choice import choose_kernels
+from gmsa_rag.kernels.reference import RMSNorm, group_means, normed_group_merge_reference
 
 
 def group_merge(hidden: Tensor, bounds: Tensor) -> Tensor:
@@ -25,11 +26,56 @@ def group_merge(hidden: Tensor, bounds: Tensor) -> Tensor:
 
     Source: GMSA, arXiv 2505.12215, "Group Merging".
     """
+    if choose_kernels(hidden.device, hidden.dtype) == "triton":
+        return normed_group_merge(hidden, bounds, None, None)[0]
     _check(hidden, bounds)
-    if len(bounds) == 1:
-        return hidden.new_zeros((0, hidden.shape[1]))
-    rows = torch.arange(len(hidden), device=hidden.device, dtype=bounds.dtype)
-    return F.embedding_bag(rows, hidden, bounds[:-1].to(hidden.device), mode="mean")
+    return group_means(hidden, bounds.to(hidden.device))
+
+
+def normed_group_merge(
+    states: Tensor,
+    bounds: Tensor,
+    token_norm: RMSNorm | None,
+    group_norm: RMSNorm | None,
+    kernels: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Group merging in one pass with the norms on both of its sides.
+
+    Args:
+        states: Packed states of all passages, (num_tokens, hidden_size), any float dtype.
+        bounds: Group borders, as for `group_merge`; on the CPU, so that checking them waits for no GPU.
+        token_norm: The encoder's final norm, applied to each state; None where it is applied already, or left out.
+        group_norm: The norm with which the LSA's first layer begins, applied to the merged states; None for none.
+        kernels: "auto", "triton" or "reference", as for `choose_kernels`; None for what GMSA_KERNELS says.
+
+    Returns:
+        Merged states, (num_groups, hidden_size), in the states' dtype, accumulated in float32; the same normed, or
+        None. Both are differentiable, in the states and in both norms' weights.
+
+    Raises:
+        ConfigError: If Triton is asked for where it cannot run.
+        ShapeError: If the bounds do not cover the states, or a weight has not the states' width.
+
+    Source: GMSA, arXiv 2505.12215, "Group Merging".
+    """
+    _check(states, bounds)
+    for norm in (token_norm, group_norm):
+        if norm is not None and norm.weight.shape != states.shape[1:]:
+            expected, got = str(tuple(states.shape[1:])), str(tuple(norm.weight.shape))
+            raise ShapeError("norm weight", expected=expected, got=got, remedy="Take the norms of this model.")
+    bounds = to_device(bounds.to(torch.int32), states.device)
+    if choose_kernels(states.device, states.dtype, kernels) == "reference":
+        return normed_group_merge_reference(states, bounds, token_norm, group_norm)
+    from gmsa_rag.kernels.group_merging import normed_group_merge_triton  # needs Triton
+
+    return normed_group_merge_triton(states, bounds, token_norm, group_norm)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; from the CPU to a GPU without waiting for what that is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def group_merge_reference(hidden: Tensor, bounds: Tensor) -> Tensor:
