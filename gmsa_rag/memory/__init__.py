@@ -1,4 +1,4 @@
-"""Memories: the value type, its handles, the SQLite store and the FAISS index.
+"""Memories: the value type, its handles, the SQLite store, the cache over any byte store, and the FAISS index.
 
 Importing this package loads neither torch nor faiss; a name brings in what it needs when it is first used.
 """
@@ -9,17 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gmsa_rag.memory.byte_store import ByteStore
+    from gmsa_rag.memory.cache import GMSAMemoryCache
+    from gmsa_rag.memory.entries import Entry, Hit
     from gmsa_rag.memory.flat import faiss_distributions
     from gmsa_rag.memory.handles import Handle, find_handles, make_handle, neutralise, resolve_parts, split_handles
-    from gmsa_rag.memory.index import Entry, Hit, VectorIndex
+    from gmsa_rag.memory.index import VectorIndex
+    from gmsa_rag.memory.items import ItemStore
     from gmsa_rag.memory.keys import memory_key
     from gmsa_rag.memory.memory import Memory
     from gmsa_rag.memory.store import MemoryStore, default_store, open_store
 
 __all__ = [
+    "ByteStore",
     "Entry",
+    "GMSAMemoryCache",
     "Handle",
     "Hit",
+    "ItemStore",
     "Memory",
     "MemoryStore",
     "VectorIndex",
@@ -35,9 +42,13 @@ __all__ = [
 ]
 
 _MODULES = {
+    "byte_store": ("ByteStore",),
+    "cache": ("GMSAMemoryCache",),
+    "entries": ("Entry", "Hit"),
     "flat": ("faiss_distributions",),
     "handles": ("Handle", "find_handles", "make_handle", "neutralise", "resolve_parts", "split_handles"),
-    "index": ("Entry", "Hit", "VectorIndex"),
+    "index": ("VectorIndex",),
+    "items": ("ItemStore",),
     "keys": ("memory_key",),
     "memory": ("Memory",),
     "store": ("MemoryStore", "default_store", "open_store"),

@@ -7,10 +7,10 @@ another process has changed them, so there is no index file to lose, to trust or
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,8 @@ import numpy as np
 
 from gmsa_rag.checks import dump_metadata, is_int
 from gmsa_rag.errors import InputError, ShapeError
-from gmsa_rag.memory.database import Database, chunks
+from gmsa_rag.memory.database import CHUNK, IN_MEMORY, Database, chunks
+from gmsa_rag.memory.entries import Entry, Hit, check_counts, check_id
 from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, cosine, faiss_distributions, load_faiss
 from gmsa_rag.memory.keys import encode_text
 
@@ -32,36 +33,6 @@ _PUT = """
         metadata = excluded.metadata, text = excluded.text, vector = excluded.vector"""
 # FAISS scores in float32; rows this close to the last one may belong before it.
 _TIE = 1e-5
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the index.
-
-    Attributes:
-        id: Its name, unique in the namespace.
-        text: The text that was embedded.
-        metadata: A JSON object.
-        vector: The vector as it was added, (dimension,), float32; not compared by ==.
-    """
-
-    id: str
-    text: str
-    metadata: dict[str, Any]
-    vector: Floats = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A row found by a search.
-
-    Attributes:
-        entry: The row.
-        score: Cosine similarity in [-1, 1]; higher is closer.
-    """
-
-    entry: Entry
-    score: float
 
 
 class VectorIndex:
@@ -136,11 +107,11 @@ class VectorIndex:
             InputError: If counts differ, a vector is zero or not finite, or a metadata is not JSON.
         """
         texts = list(texts)
-        names = [uuid.uuid4().hex for _ in texts] if ids is None else [_check_id(name) for name in ids]
+        names = [uuid.uuid4().hex for _ in texts] if ids is None else [check_id(name) for name in ids]
         objects = [dump_metadata(value) for value in ([{}] * len(texts) if metadatas is None else metadatas)]
         passages = [encode_text(text) for text in texts]
         array = check_vectors(vectors, None) if texts else np.zeros((0, 1), np.float32)
-        _check_counts(len(texts), vectors=len(array), metadatas=len(objects), ids=len(names))
+        check_counts(len(texts), vectors=len(array), metadatas=len(objects), ids=len(names))
         if names:
             self._put(names, objects, passages, array, remove)
         return names
@@ -173,7 +144,7 @@ class VectorIndex:
             CorruptStoreError: If a row is damaged.
         """
         with self._database.read() as connection:
-            positions = self._positions(connection, [_check_id(name) for name in ids])
+            positions = self._positions(connection, [check_id(name) for name in ids])
             found = self._entries(connection, positions.values())
         return [found[positions[name]] if name in positions else None for name in ids]
 
@@ -213,6 +184,49 @@ class VectorIndex:
         with self._database.read() as connection:
             width = self._width(connection)
             return [self._decode(row, width) for row in connection.execute(query, (self._database.namespace_id,))]
+
+    def held(self, texts: Iterable[str], *, without: Iterable[str] = ()) -> set[str]:
+        """Find out which texts the index still holds.
+
+        Args:
+            texts: Texts, as they were added.
+            without: Names of rows that do not count.
+        Returns:
+            Those of the texts that another row is of.
+        """
+        passages = [encode_text(text) for text in texts]
+        others = {check_id(name) for name in without}
+        found: set[str] = set()
+        with self._database.read() as connection:
+            for piece in (passages[start : start + CHUNK] for start in range(0, len(passages), CHUNK)):
+                marks = ", ".join("?" * len(piece))
+                query = f"SELECT id, text FROM vectors WHERE namespace_id = ? AND text IN ({marks})"
+                rows = connection.execute(query, (self._database.namespace_id, *piece))
+                found |= {bytes(text).decode() for name, text in rows if name not in others}
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write all rows to another file in one transaction, instead of those of the same namespace there.
+
+        Args:
+            path: The file, made if missing; other namespaces and memories in it stay. The index's own changes nothing.
+        Raises:
+            InputError: If it is ":memory:".
+            ShapeError: If the file holds vectors of another width.
+            StoreError: If the file cannot be written, or is not a store.
+        """
+        if str(path) == IN_MEMORY:
+            raise InputError("path", expected="a file", got=IN_MEMORY, remedy="Name the file to save to.")
+        if self.path != IN_MEMORY and os.path.realpath(path) == os.path.realpath(self.path):
+            return
+        rows = [(entry.text, entry.vector, entry.metadata, entry.id) for entry in self.entries()]
+        with VectorIndex(path, self.namespace) as target:
+            there = [entry.id for entry in target.entries()]
+            if not rows:
+                target.delete(there)
+            else:
+                texts, vectors, metadatas, ids = zip(*rows, strict=True)
+                target.add(texts, vectors, metadatas, ids, remove=there)
 
     def rebuild(self) -> None:
         """Build the FAISS structure from the rows; it happens by itself when they have changed.
@@ -285,7 +299,7 @@ class VectorIndex:
             self._database.erase_deleted()
 
     def _drop(self, connection: sqlite3.Connection, ids: Iterable[str]) -> list[int]:
-        positions = [*self._positions(connection, [_check_id(name) for name in ids]).values()]
+        positions = [*self._positions(connection, [check_id(name) for name in ids]).values()]
         connection.executemany("DELETE FROM vectors WHERE position = ?", [(position,) for position in positions])
         return positions
 
@@ -383,16 +397,3 @@ class VectorIndex:
         if not vector.any() or not np.isfinite(vector).all():
             raise self._database.corrupt(f"vector {name!r}: damaged numbers")
         return vector
-
-
-def _check_id(name: str) -> str:
-    if not encode_text(name, "id"):
-        raise InputError("id", expected="a name", got="an empty one", remedy="Pass None for random ids.")
-    return name
-
-
-def _check_counts(expected: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count != expected:
-            got, remedy = f"{count} for {expected} texts", "Pass them in the same order."
-            raise InputError(name, expected="one for each text", got=got, remedy=remedy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -222,7 +223,8 @@ def _canonical(fields: dict[str, object]) -> str:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    # A sum is finite only if all its terms are, and quicker to find; it may also overflow.
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _identity(memory: Memory) -> tuple[object, ...]:

@@ -46,6 +46,16 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "CREATE INDEX vectors_position ON vectors (namespace_id, position)",
         ),
     ),
+    (
+        "items",
+        (
+            """CREATE TABLE items (
+                id INTEGER PRIMARY KEY,
+                namespace_id INTEGER NOT NULL REFERENCES namespaces (id),
+                name TEXT NOT NULL, value BLOB NOT NULL,
+                UNIQUE (namespace_id, name))""",
+        ),
+    ),
 )
 
 

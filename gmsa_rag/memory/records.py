@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gmsa_rag.errors import InputError, InputTypeError, MemoryFormatError
-from gmsa_rag.memory.handles import make_handle, parse_handle
+from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, MalformedHandleError, MemoryFormatError
+from gmsa_rag.memory.handles import Handle, make_handle, parse_handle
 from gmsa_rag.memory.keys import encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 
@@ -90,3 +90,18 @@ def problem_of(row: Record, secret: bytes) -> str | None:
 
 def _handle_digest(secret: bytes, key: str) -> str:
     return parse_handle(make_handle(secret, key, 0)).digest
+
+
+def check_use(handle: Handle, memory: Memory, fingerprint: str | None) -> Memory:
+    """The memory itself; an error if the handle was altered, or another compressor made the memory."""
+    if handle.num_soft_tokens != memory.num_soft_tokens:
+        expected = f"{memory.num_soft_tokens} soft tokens"
+        raise MalformedHandleError("handle", expected=expected, got=str(handle), remedy="Pass handles on unchanged.")
+    if fingerprint is not None and memory.fingerprint != fingerprint:
+        raise FingerprintError(
+            f"memory {memory.key}",
+            expected=f"fingerprint {fingerprint}",
+            got=memory.fingerprint,
+            remedy="Compress the passage again with the checkpoint in use.",
+        )
+    return memory

@@ -13,17 +13,15 @@ from types import TracebackType
 
 from gmsa_rag.checks import is_int
 from gmsa_rag.errors import (
-    FingerprintError,
     InputError,
-    MalformedHandleError,
     MemoryFormatError,
     UnknownMemoryError,
 )
 from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
-from gmsa_rag.memory.handles import Handle, make_handle, parse_handle
+from gmsa_rag.memory.handles import make_handle, parse_handle
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
-from gmsa_rag.memory.records import COLUMNS, EVICT, PUT, TOUCH, Record, decode, encode, problem_of
+from gmsa_rag.memory.records import COLUMNS, EVICT, PUT, TOUCH, Record, check_use, decode, encode, problem_of
 
 DEFAULT_STORE_MEMORIES = 1024
 TEXTS_PER_MEMORY = 8
@@ -151,11 +149,17 @@ class MemoryStore:
             InputError: If the text holds lone surrogates.
             StoreError: If another connection keeps the bytes in the log; the records are deleted all the same.
         """
-        encode_text(text)
+        return self.forget_many([text])
+
+    def forget_many(self, texts: Iterable[str]) -> int:
+        """Forget several texts in one transaction, as forget() does."""
+        wanted = list(texts)
+        for text in wanted:
+            encode_text(text)
         query = "SELECT DISTINCT fingerprint, rate FROM memories WHERE namespace_id = ?"
         with self._database.write() as connection:
             made_by = connection.execute(query, (self._database.namespace_id,)).fetchall()
-            keys = [memory_key(fingerprint, rate, text) for fingerprint, rate in made_by]
+            keys = [memory_key(fingerprint, rate, text) for text in wanted for fingerprint, rate in made_by]
             deleted = self._delete(connection, keys)
         self._database.erase_deleted()
         return deleted
@@ -205,8 +209,7 @@ class MemoryStore:
                 remedy="Use the store that compressed the passage, or compress it again.",
             )
         memory = self._decode(rows[0])
-        _check_use(parsed, memory, fingerprint)
-        return memory
+        return check_use(parsed, memory, fingerprint)
 
     def text(self, handle_or_key: str) -> str | None:
         """Read the passage of a handle or key.
@@ -308,23 +311,6 @@ class MemoryStore:
             query = f"DELETE FROM memories WHERE namespace_id = ? AND key IN ({marks})"
             deleted += connection.execute(query, (self._database.namespace_id, *piece)).rowcount
         return deleted
-
-
-def _check_use(handle: Handle, memory: Memory, fingerprint: str | None) -> None:
-    if handle.num_soft_tokens != memory.num_soft_tokens:
-        raise MalformedHandleError(
-            "handle",
-            expected=f"{memory.num_soft_tokens} soft tokens",
-            got=str(handle),
-            remedy="Pass handles on unchanged.",
-        )
-    if fingerprint is not None and memory.fingerprint != fingerprint:
-        raise FingerprintError(
-            f"memory {memory.key}",
-            expected=f"fingerprint {fingerprint}",
-            got=memory.fingerprint,
-            remedy="Compress the passage again with the checkpoint in use.",
-        )
 
 
 _default_stores: dict[int, MemoryStore] = {}

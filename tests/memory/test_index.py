@@ -329,3 +329,53 @@ def test_rows_are_replaced_in_one_transaction(tmp_path):
         assert [entry.id for entry in index.entries()] == ["b", "c"]
         assert [hit.entry.id for hit in index.search([0.0, 1.0], k=3)] == ["b", "c"]
         index.check()
+
+
+def test_it_says_which_texts_other_rows_hold(index):
+    index.add(["north", "ünï\n"], [[1, 1], [1, 2]], ids=["again", "u"])
+    asked = ["north", "east", "nowhere", "ünï\n"]
+    assert index.held(asked) == {"north", "east", "ünï\n"}
+    assert index.held(asked, without=["n", "e"]) == {"north", "ünï\n"}
+    assert index.held(asked, without=["n", "again", "e", "u"]) == set()
+    assert index.held([]) == set()
+
+
+def test_an_index_in_memory_is_saved_in_the_place_of_what_was_there(tmp_path, index, path):
+    with VectorIndex(":memory:") as other:
+        other.add(["up", "down"], [[0, 1], [1, 0]], [{"z": 1}, {}], ["u", "d"])
+        other.save(tmp_path / "saved.db")
+        other.save(tmp_path / "saved.db")
+        other.save(path)
+        with VectorIndex(tmp_path / "saved.db") as saved:
+            assert saved.entries() == index.entries() == other.entries()
+            assert [entry.vector.tolist() for entry in saved.entries()] == [[0, 1], [1, 0]]
+            assert ids_of(saved.search([0, 1])) == ids_of(index.search([0, 1])) == ["u", "d"]
+            saved.check()
+        other.delete(["u", "d"])
+        other.save(path)
+    assert len(index) == 0
+    assert b"north" not in contents(path)
+
+
+def test_saving_keeps_memories_and_other_namespaces_and_its_own_file_as_it_is(index, path):
+    with MemoryStore(path) as store, VectorIndex(path, "other") as other:
+        memory = Memory(torch.ones(1, 2), memory_key("f", 8, "x"), 8, 3, "f", (0, 3))
+        store.put(memory, "x")
+        other.add(["x"], [[1, 2, 3]], ids=["x"])
+        with VectorIndex(":memory:") as unsaved:
+            unsaved.add(["up"], [[0, 1]], ids=["u"])
+            unsaved.save(path)
+        index.save(path)
+        assert ids_of(index.search([0, 1])) == ["u"]
+        assert store.get(memory.key) == memory
+        assert len(other) == 1
+    with pytest.raises(InputError, match="memory"):
+        index.save(":memory:")
+
+
+def test_vectors_of_another_width_are_not_replaced(index, path):
+    with VectorIndex(":memory:") as other:
+        other.add(["up"], [[1, 2, 3]])
+        with pytest.raises(ShapeError):
+            other.save(path)
+    assert len(index) == 4

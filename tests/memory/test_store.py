@@ -190,6 +190,15 @@ def test_forget_takes_every_rate_and_fingerprint_and_leaves_no_bytes(path, store
         store.forget("\ud800")
 
 
+def test_several_texts_are_forgotten_at_once(store):
+    fill(store, "one", "two", "three")
+    assert store.forget_many(["one", "three", "never seen"]) == 2
+    assert [store.text(key) for key in store.keys()] == ["two"]
+    with pytest.raises(InputError):
+        store.forget_many(["two", "\ud800"])
+    assert len(store) == 1 and store.forget_many([]) == 0
+
+
 def test_bytes_that_a_reader_holds_back_are_reported(path, store, monkeypatch):
     [memory] = fill(store, "held back")
     store._database._connection.execute("PRAGMA busy_timeout = 50")
