@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from gmsa_rag import __version__
+from gmsa_rag.benchmark import commands as benchmark
 from gmsa_rag.commands import doctor, library, memories, published
 from gmsa_rag.errors import GMSAError
 from gmsa_rag.evaluation import commands as evaluation
@@ -41,6 +42,7 @@ app.command("import-published")(published.import_published)
 app.add_typer(training.app, name="train")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(data.app, name="data")
+app.add_typer(benchmark.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -17,6 +17,7 @@ GMSAError
 ├── StoreError                a memory store that cannot be opened, read or written
 │   └── CorruptStoreError     a store whose contents fail their checks
 ├── DataError                 a file to index or to train on that cannot be read
+├── GenerationTimeoutError    an answer that took longer than was allowed        (also TimeoutError)
 └── DependencyError           an optional package that is missing or doubly installed (also ImportError)
 """
 
@@ -119,6 +120,10 @@ class CorruptStoreError(StoreError):
 
 class DataError(GMSAError):
     """A file to index or to train on that cannot be read."""
+
+
+class GenerationTimeoutError(GMSAError, TimeoutError):
+    """An answer that took longer than was allowed."""
 
 
 class DependencyError(GMSAError, ImportError):

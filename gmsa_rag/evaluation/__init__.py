@@ -1,1 +1,1 @@
-"""Evaluation: restoration, questions and latency, and the reports of their figures."""
+"""Evaluation: restoration and questions, and the reports of their figures."""

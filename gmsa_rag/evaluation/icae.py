@@ -28,6 +28,8 @@ class ICAECompressor(nn.Module):
     Source: Ge et al., "In-context Autoencoder for Context Compression in a Large Language Model", arXiv 2307.06945.
     """
 
+    can_pack = False  # its memory tokens stand in the padding of a row
+
     def __init__(self, encoder: PreTrainedModel, num_memory_tokens: int) -> None:
         super().__init__()
         self.encoder = encoder

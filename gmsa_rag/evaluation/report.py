@@ -68,7 +68,7 @@ class Report(Generic[Row]):
     """Rows of one evaluation.
 
     Attributes:
-        kind: "restoration", "needle", "qa" or "latency".
+        kind: "restoration", "needle" or "qa".
         setting: What was measured, with what, and on what.
         rows: Dataclasses of one type.
     """
@@ -97,7 +97,7 @@ def describe_setting(
         decoder=fingerprint(gmsa.decoder.state_dict(), gmsa.config, gmsa.tokenizer),
         dtype=str(gmsa.decoder.dtype).removeprefix("torch."),
         device=device.type,
-        machine=_machine(device),
+        machine=describe_machine(device),
         threads=torch.get_num_threads(),
         package=__version__,
         torch=torch.__version__,
@@ -175,6 +175,14 @@ def read_report(path: Path, row: type[Row]) -> Report[Row]:
         ) from error
 
 
+def describe_machine(device: torch.device) -> str:
+    """Processor, cores and system, and the accelerator if it is one."""
+    parts = [_processor(), f"{os.cpu_count()} cores", platform.system()]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return ", ".join(parts)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "-"
@@ -194,13 +202,6 @@ def _replace(path: Path, text: str) -> Path:
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-
-
-def _machine(device: torch.device) -> str:
-    parts = [_processor(), f"{os.cpu_count()} cores", platform.system()]
-    if device.type == "cuda":
-        parts.append(torch.cuda.get_device_name(device))
-    return ", ".join(parts)
 
 
 def _processor() -> str:

@@ -12,13 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmsa_rag.checks import check_rate, check_text, check_texts
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import ConfigError, FingerprintError, InputTypeError, ShapeError
+from gmsa_rag.errors import ConfigError, InputTypeError
 from gmsa_rag.inference.chat import chat_parts
 from gmsa_rag.inference.compression import compress_passages
-from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
+from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling, stop_strings
+from gmsa_rag.inference.embedding import check_memory, embed_prompt
 from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype
 from gmsa_rag.inference.prompt import (
     Answer,
+    Fitted,
     Part,
     answer_prompt,
     check_fits,
@@ -51,6 +53,7 @@ class GMSA:
         compressor: Encoder, group merging, layer semantic alignment.
         decoder: A plain transformers causal LM.
         tokenizer: The tokenizer of both.
+        decoding: How the decoder is run here; `decoding.cache = "dynamic"` turns CUDA graphs off.
 
     Source: GMSA, arXiv 2505.12215.
     """
@@ -59,7 +62,7 @@ class GMSA:
         self.config, self.compressor = checkpoint.config, checkpoint.compressor
         self.decoder, self.tokenizer = checkpoint.decoder, checkpoint.tokenizer
         self.codec = TokenCodec(self.tokenizer)
-        self._generator = LocalDecoder(self.decoder, self.codec, self.decoder_window)
+        self.decoding = LocalDecoder(self.decoder, self.codec, self.decoder_window)
 
     @classmethod
     def from_pretrained(
@@ -186,6 +189,8 @@ class GMSA:
         top_p: float = 1.0,
         stop: str | Sequence[str] = (),
         overflow: str = "error",
+        seed: int | None = None,
+        min_new_tokens: int = 0,
     ) -> Any:
         """Generate after a prompt, or after each of a batch.
 
@@ -198,6 +203,8 @@ class GMSA:
             stop: Strings to end before.
             overflow: "error", or "drop_last" to leave memories out from the end until the prompt fits, with a warning
                 in the log.
+            seed: Makes what is drawn repeatable, for the same prompts; None draws anew each time.
+            min_new_tokens: Fewest tokens to generate; 0 lets an answer be empty.
 
         Returns:
             A str, or a list of str for a batch, equal to single calls.
@@ -209,9 +216,9 @@ class GMSA:
         """
         batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
         prompts: Any = prompt if batched else [prompt]
-        sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = [self._embed(self.fit(parts, overflow, max_new_tokens)[0]) for parts in prompts]
-        texts = self._generator.generate(embedded, sampling)
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed, min_new_tokens)
+        fitted = [self._fit(parts, overflow, max_new_tokens) for parts in prompts]
+        texts = self.decoding.generate([self._embed(prompt) for prompt in fitted], sampling)
         return texts if batched else texts[0]
 
     def stream(
@@ -223,11 +230,12 @@ class GMSA:
         top_p: float = 1.0,
         stop: str | Sequence[str] = (),
         overflow: str = "error",
+        seed: int | None = None,
+        min_new_tokens: int = 0,
     ) -> Iterator[str]:
         """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, (stop,) if isinstance(stop, str) else tuple(stop))
-        embedded = self._embed(self.fit(prompt, overflow, max_new_tokens)[0])
-        return self._generator.stream(embedded, sampling)
+        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed, min_new_tokens)
+        return self.decoding.stream(self._embed(self._fit(prompt, overflow, max_new_tokens)), sampling)
 
     def restore(self, memory: Memory) -> str:
         """The text as the memory holds it, generated window by window.
@@ -236,13 +244,13 @@ class GMSA:
             FingerprintError: If the memory was made by another compressor.
             PromptTooLongError: If a window's memory and text together do not fit into the decoder.
         """
-        self._check(memory)
+        check_memory(memory, self.fingerprint, self.decoder.config.hidden_size)
         ids: list[int] = []
         for window in memory.windows():
-            prompt, _ = self.fit(restore_prompt(self.config, window))
-            check_fits(self.num_positions(prompt) + window.num_tokens, self.decoder_window)
+            prompt = self._fit(restore_prompt(self.config, window))
+            check_fits(num_positions(prompt.tokens) + window.num_tokens, self.decoder_window)
             sampling = Sampling(restore_length(window.num_tokens))
-            ids += self._generator.generate_ids([self._embed(prompt)], sampling)[0]
+            ids += self.decoding.generate_ids([self._embed(prompt)], sampling)[0]
         return self.codec.decode(ids)
 
     def answer(
@@ -267,8 +275,8 @@ class GMSA:
             PromptTooLongError: If the prompt, or the question alone, does not fit.
             FingerprintError: If a memory was made by another compressor.
         """
-        parts, kept = self.fit_answer_prompt(question, passages, titles, overflow=overflow, room=max_new_tokens)
-        text = self.generate(parts, max_new_tokens=max_new_tokens)
+        prompt, kept = self._fit_answer(question, passages, titles, overflow, max_new_tokens)
+        text = self.decoding.generate([self._embed(prompt)], Sampling(max_new_tokens))[0]
         return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)))
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
@@ -306,13 +314,8 @@ class GMSA:
         Raises:
             PromptTooLongError: If the prompt, or the question alone, does not fit.
         """
-        check_overflow(overflow)
-        parts = self.answer_prompt(question, passages, titles)
-        kept = len(passages)
-        while overflow == "drop_last" and kept and self.num_positions(parts) + room > self.decoder_window:
-            kept -= 1
-            parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
-        return self.fit(parts)[0], kept
+        prompt, kept = self._fit_answer(question, passages, titles, overflow, room)
+        return prompt.parts, kept
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]]) -> list[Part]:
         """The decoder's chat template over messages, for `generate` and `stream`.
@@ -340,7 +343,8 @@ class GMSA:
         Raises:
             PromptTooLongError: If the prompt does not fit, or not even without its memories.
         """
-        return fit(check_prompt(prompt), self.codec, self.decoder_window, overflow, room)
+        fitted = self._fit(prompt, overflow, room)
+        return fitted.parts, fitted.dropped
 
     def num_positions(self, prompt: Part | Sequence[Part]) -> int:
         """Positions a prompt takes in the decoder."""
@@ -366,33 +370,25 @@ class GMSA:
             for key, ids, (soft_tokens, borders) in zip(keys, passages, compressed, strict=True)
         ]
 
-    @torch.inference_mode()
-    def _embed(self, parts: Sequence[Part]) -> Tensor:
-        """Embeddings of a prompt, (num_positions, hidden_size), soft tokens in their places."""
-        table, pieces = self.decoder.get_input_embeddings(), []
-        for part in tokenise(parts, self.codec):
-            if isinstance(part, Memory):
-                self._check(part)
-                pieces.append(part.soft_tokens.to(self.decoder.device, self.decoder.dtype))
-            else:
-                pieces.append(table(torch.tensor(part, device=self.decoder.device)))
-        return torch.cat(pieces)
+    def _fit(self, prompt: Part | Sequence[Part], overflow: str = "error", room: int = 1) -> Fitted:
+        return fit(check_prompt(prompt), self.codec, self.decoder_window, overflow, room)
 
-    def _check(self, memory: Memory) -> None:
-        if memory.fingerprint != self.fingerprint:
-            raise FingerprintError(
-                f"memory {memory.key}",
-                expected=f"one made by the compressor {self.fingerprint[:16]}…",
-                got=f"one made by {memory.fingerprint[:16]}…",
-                remedy="Compress the passage again with this checkpoint, or load the one it was made with.",
-            )
-        if memory.soft_tokens.shape[1] != self.decoder.config.hidden_size:
-            raise ShapeError(
-                f"memory {memory.key}",
-                expected=f"soft tokens of width {self.decoder.config.hidden_size}",
-                got=str(memory.soft_tokens.shape[1]),
-                remedy="Compress the passage again.",
-            )
+    def _fit_answer(
+        self, question: str, passages: Sequence[Part], titles: Sequence[str] | None, overflow: str, room: int
+    ) -> tuple[Fitted, int]:
+        """The prompt of `fit_answer_prompt`, and how many of the passages are in it."""
+        check_overflow(overflow)
+        parts = self.answer_prompt(question, passages, titles)
+        tokens, kept = tokenise(check_prompt(parts), self.codec), len(passages)
+        while overflow == "drop_last" and kept and num_positions(tokens) + room > self.decoder_window:
+            kept -= 1
+            parts = self.answer_prompt(question, passages[:kept], titles[:kept] if titles else None)
+            tokens = tokenise(check_prompt(parts), self.codec)
+        check_fits(num_positions(tokens), self.decoder_window)
+        return Fitted(parts, tokens, len(passages) - kept), kept
+
+    def _embed(self, prompt: Fitted) -> Tensor:
+        return embed_prompt(prompt.tokens, self.decoder, self.fingerprint)
 
 
 def _is_batch(prompt: Sequence[Any]) -> bool:

@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
@@ -20,9 +20,27 @@ class Verbatim(str):
     """Text of a passage or a user: a control token's name in it stays text."""
 
 
+class _Run(int):
+    """Number of a run of ordinary text."""
+
+
 Part = str | Memory
 # What stands among the text of a prompt.
 Kept = TypeVar("Kept")
+
+
+class Fitted(NamedTuple):
+    """A prompt that fits into the decoder.
+
+    Attributes:
+        parts: What it was made of, without what was left out.
+        tokens: The same, its text tokenised.
+        dropped: Memories that were left out.
+    """
+
+    parts: list[Part]
+    tokens: list[list[int] | Memory]
+    dropped: int
 
 
 @dataclass(frozen=True)
@@ -77,25 +95,21 @@ def tokenise(parts: Sequence[str | Kept], codec: TokenCodec) -> list[list[int] |
 
 def tokenise_pieces(parts: Sequence[str | Kept], codec: TokenCodec) -> list[list[int] | Kept]:
     """The same of a piece of a prompt, with nothing put in front."""
-    pieces: list[tuple[str, bool] | Kept] = []
+    runs: list[str] = []  # ordinary text that touches; all of them are tokenised in one call
+    places: list[_Run | list[int] | Kept] = []
     for part in parts:
         if not isinstance(part, str):
-            pieces.append(part)
-        else:
-            pieces += [(str(part), False)] if isinstance(part, Verbatim) else codec.split_control(part)
-    tokens: list[list[int] | Kept] = []
-    run = ""
-    for piece in [*pieces, ("", True)]:
-        if isinstance(piece, tuple) and not piece[1]:
-            run += piece[0]
+            places.append(part)
             continue
-        _extend(tokens, codec.encode([run])[0] if run else [])
-        run = ""
-        if not isinstance(piece, tuple):
-            tokens.append(piece)
-        elif piece[0]:
-            _extend(tokens, [codec.control_id(piece[0])])
-    return tokens
+        for piece, control in [(str(part), False)] if isinstance(part, Verbatim) else codec.split_control(part):
+            if control:
+                places.append([codec.control_id(piece)])
+            elif places and isinstance(places[-1], _Run):
+                runs[-1] += piece
+            elif piece:
+                places.append(_Run(len(runs)))
+                runs.append(piece)
+    return _joined(places, codec.encode(runs))
 
 
 def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
@@ -103,20 +117,20 @@ def num_positions(tokens: Sequence[Sequence[int] | Memory]) -> int:
     return sum(part.num_soft_tokens if isinstance(part, Memory) else len(part) for part in tokens)
 
 
-def fit(parts: list[Part], codec: TokenCodec, window: int, overflow: str, room: int = 1) -> tuple[list[Part], int]:
+def fit(parts: list[Part], codec: TokenCodec, window: int, overflow: str, room: int = 1) -> Fitted:
     """Leave memories out from the end until a prompt and `room` positions fit; see `GMSA.fit`."""
     check_overflow(overflow)
-    dropped = 0
-    while overflow == "drop_last" and num_positions(tokenise(parts, codec)) + room > window:
+    tokens, dropped = tokenise(parts, codec), 0
+    while overflow == "drop_last" and num_positions(tokens) + room > window:
         last = max((index for index, part in enumerate(parts) if isinstance(part, Memory)), default=None)
         if last is None:
             break
         parts = parts[:last] + parts[last + 1 :]
-        dropped += 1
+        tokens, dropped = tokenise(parts, codec), dropped + 1
     if dropped:
         logger.warning("prompt too long: left out the last %d of its memories", dropped)
-    check_fits(num_positions(tokenise(parts, codec)), window)
-    return parts, dropped
+    check_fits(num_positions(tokens), window)
+    return Fitted(parts, tokens, dropped)
 
 
 def check_fits(positions: int, window: int) -> None:
@@ -203,9 +217,16 @@ def _fill(template: str, values: Mapping[str, str]) -> str:
     return template
 
 
-def _extend(tokens: list[list[int] | Kept], ids: list[int]) -> None:
-    last = tokens[-1] if tokens else None
-    if isinstance(last, list):
-        last.extend(ids)
-    elif ids:
-        tokens.append(list(ids))
+def _joined(places: Sequence[_Run | list[int] | Kept], runs: Sequence[list[int]]) -> list[list[int] | Kept]:
+    """Put the token ids of runs in their places, and join those that touch."""
+    tokens: list[list[int] | Kept] = []
+    for place in places:
+        ids = runs[place] if isinstance(place, _Run) else place
+        last = tokens[-1] if tokens else None
+        if isinstance(ids, list) and isinstance(last, list):
+            last.extend(ids)
+        elif not isinstance(ids, list):
+            tokens.append(ids)
+        elif ids:
+            tokens.append(list(ids))
+    return tokens

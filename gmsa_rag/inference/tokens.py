@@ -44,10 +44,10 @@ class TokenCodec:
         self._plain.no_padding()
         self._plain.no_truncation()
         self._plain.encode_special_tokens = True
-        names = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self._ids = _control_ids(tokenizer)
+        names = sorted(self._ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         self.prefix: list[int] = _prefix(tokenizer)
-        self._ids: dict[str, int] = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
         self.end: int = _end(tokenizer)
         self.identity = hashlib.sha256(self._plain.to_str().encode()).hexdigest()
 
@@ -84,6 +84,16 @@ class TokenCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Control tokens: those with a part, such as the end of a text, and all that were added as special.
+
+    Chat templates are made of the latter, such as Llama 3's `<|start_header_id|>`, which has no part of its own.
+    """
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    added = ((token.content, i) for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {**dict(added), **dict(named)}
 
 
 def _end(tokenizer: PreTrainedTokenizerBase) -> int:

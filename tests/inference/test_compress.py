@@ -38,9 +38,63 @@ def test_a_ragged_batch_of_16_equals_16_single_calls(gmsa, rate):
 
 def test_batches_are_cut_by_the_token_budget(gmsa, monkeypatch):
     whole = gmsa.compress(RAGGED, rate=4)
-    monkeypatch.setattr(module, "BATCH_TOKENS", 60)
+    monkeypatch.setattr(module, "CPU_BATCH_TOKENS", 60)
+    monkeypatch.setattr(module, "CPU_THREAD_TOKENS", 1)
+    batches, forward = [], gmsa.compressor.forward
+
+    def record(input_ids, lengths, rates):
+        batches.append(input_ids.numel())
+        return forward(input_ids, lengths, rates)
+
+    monkeypatch.setattr(gmsa.compressor, "forward", record)
     for a, b in zip(whole, gmsa.compress(RAGGED, rate=4), strict=True):
         torch.testing.assert_close(a.soft_tokens, b.soft_tokens, atol=1e-5, rtol=0)
+    assert len(batches) > 3 and max(batches) <= 60
+
+
+def test_a_compressor_that_can_pack_gets_windows_without_padding(gmsa, monkeypatch):
+    padded = gmsa.compress(RAGGED, rate=4)
+    packed, forward = [], gmsa.compressor.forward_packed
+
+    def record(input_ids, lengths, rates):
+        packed.append(len(input_ids))
+        return forward(input_ids, lengths, rates)
+
+    monkeypatch.setattr(type(gmsa.compressor), "can_pack", property(lambda self: True))
+    monkeypatch.setattr(gmsa.compressor, "forward_packed", record)
+    for a, b in zip(padded, gmsa.compress(RAGGED, rate=4), strict=True):
+        torch.testing.assert_close(a.soft_tokens, b.soft_tokens, atol=1e-5, rtol=0)
+    assert sum(packed) == sum(memory.num_tokens for memory in padded)
+
+
+def test_passages_are_taken_from_an_iterator_as_they_are_needed(gmsa, monkeypatch):
+    passages = [list(range(5, 5 + length)) for length in (9, 30, 0, 17, 60)]
+    whole = module.compress_passages(gmsa.compressor, passages, 4, 48)
+    order, forward = [], gmsa.compressor.forward
+
+    def record(input_ids, lengths, rates):
+        order.append("compress")
+        return forward(input_ids, lengths, rates)
+
+    def lazily():
+        for ids in passages:
+            order.append("take")
+            yield ids
+
+    monkeypatch.setattr(gmsa.compressor, "forward", record)
+    monkeypatch.setattr(module, "SORTED_TOKENS", 35)
+    again = module.compress_passages(gmsa.compressor, lazily(), 4, 48)
+    assert order == ["take", "take", "compress", "take", "take", "take", "compress"]
+    for (soft_tokens, borders), (expected, same) in zip(again, whole, strict=True):
+        torch.testing.assert_close(soft_tokens, expected, atol=1e-5, rtol=0)
+        assert borders == same
+
+
+def test_soft_tokens_are_ordinary_tensors_of_their_own(gmsa):
+    first, second = gmsa.compress(RAGGED[:2], rate=4)
+    assert not first.soft_tokens.is_inference() and first.soft_tokens.is_contiguous()
+    assert first.soft_tokens.untyped_storage().nbytes() == first.soft_tokens.numel() * 4
+    assert first.soft_tokens.untyped_storage().data_ptr() != second.soft_tokens.untyped_storage().data_ptr()
 
 
 def test_windows_are_compressed_apart_and_joined(gmsa):

@@ -98,7 +98,7 @@ def test_an_error_in_the_stream_reaches_the_reader(gmsa, memories, monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(gmsa.decoder, "generate", fail)
+    monkeypatch.setattr(gmsa.decoder, "forward", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(gmsa.stream([memories[0], QUESTION]))
 
@@ -107,6 +107,13 @@ def test_sampling_draws(gmsa, memories):
     torch.manual_seed(0)
     drawn = {gmsa.generate([memories[0], QUESTION], temperature=1.5, top_p=0.95, max_new_tokens=8) for _ in range(4)}
     assert len(drawn) > 1
+
+
+def test_a_seed_makes_what_is_drawn_repeatable(gmsa, memories):
+    settings = {"temperature": 1.5, "max_new_tokens": 8}
+    drawn = [gmsa.generate([memories[0], QUESTION], seed=seed, **settings) for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert "".join(gmsa.stream([memories[0], QUESTION], seed=3, **settings)) == drawn[0]
 
 
 def test_a_base_s_own_generation_settings_stay_out(gmsa, memories, monkeypatch):
@@ -182,10 +189,11 @@ def test_overflow_drops_passages_from_the_end_and_reports(gmsa, caplog):
 
 def test_generation_ends_where_the_window_does(gmsa, monkeypatch):
     seen = []
-    generate = gmsa.decoder.generate
-    monkeypatch.setattr(gmsa.decoder, "generate", lambda **kw: seen.append(kw["generation_config"]) or generate(**kw))
+    forward = gmsa.decoder.forward
+    monkeypatch.setattr(gmsa.decoder, "forward", lambda **kwargs: seen.append(1) or forward(**kwargs))
+    monkeypatch.setattr(gmsa.decoder.generation_config, "eos_token_id", None)
     gmsa.generate("a" * 250, max_new_tokens=10_000)
-    assert [config.max_new_tokens for config in seen] == [256 - gmsa.num_positions("a" * 250)]
+    assert len(seen) == 256 - gmsa.num_positions("a" * 250)
 
 
 def test_answers_use_the_templates(gmsa, memories):
@@ -241,6 +249,18 @@ def test_control_tokens_of_users_stay_text(gmsa):
 
 def test_a_prompt_is_tokenised_as_one_text_whatever_its_parts(gmsa):
     assert gmsa.num_positions(["The Dan", "ube be", "gins"]) == gmsa.num_positions(["The Danube begins"])
+
+
+def test_a_prompt_is_tokenised_once(gmsa, memories, monkeypatch):
+    calls = []
+    encode = gmsa.codec.encode
+    monkeypatch.setattr(gmsa.codec, "encode", lambda texts: calls.append(len(texts)) or encode(texts))
+    prompt = gmsa.answer_prompt("Where?", memories[:3])
+    gmsa.generate(prompt, max_new_tokens=2)
+    list(gmsa.stream(prompt, max_new_tokens=2))
+    gmsa.answer("Where?", memories[:3], max_new_tokens=2)
+    gmsa.answer("Where?", memories[:3], max_new_tokens=2, overflow="drop_last")
+    assert calls == [4] * 4  # a piece of text around each memory, all in one call
 
 
 def test_a_leading_control_token_is_not_doubled(gmsa):

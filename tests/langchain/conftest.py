@@ -1,11 +1,14 @@
 """A deterministic embedding, documents, and components over the tiny random model."""
 
 import re
+import warnings
 import zlib
 
 import pytest
+from langchain_core._api import LangChainBetaWarning
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.load import load
 
 from gmsa_rag.memory import MemoryStore
 from langchain_gmsa import ChatGMSA, GMSAContextCompressor, GMSAVectorStore
@@ -58,10 +61,29 @@ def chat(gmsa, store):
 
 
 @pytest.fixture
+def checkpoint(gmsa, tmp_path):
+    """A directory of the tiny model."""
+    gmsa.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
 def vectors(embeddings, documents):
     vectors = GMSAVectorStore.from_documents(documents, embeddings)
     yield vectors
     vectors.close()
+
+
+@pytest.fixture
+def load_again():
+    """LangChain's load(), which says once per process that it is in beta."""
+
+    def load_quietly(dumped, allowed_objects="core", **settings):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LangChainBetaWarning)
+            return load(dumped, allowed_objects=allowed_objects, **settings)
+
+    return load_quietly
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from gmsa_rag.errors import (
     PromptTooLongError,
     UnknownMemoryError,
 )
+from gmsa_rag.inference import microbatching
+from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.engine import GMSA
 from langchain_gmsa import ChatGMSA
 
@@ -29,17 +31,13 @@ TEXTS = ["The Danube begins in Germany.", "Lise Meitner was a physicist.", "Vien
 class Standard:
     """What both standard suites need to know."""
 
-    @pytest.fixture(autouse=True)
-    def _engine(self, gmsa):
-        self.gmsa = gmsa
-
     @property
     def chat_model_class(self):
         return ChatGMSA
 
     @property
     def chat_model_params(self):
-        return {"gmsa": self.gmsa}
+        return {"model": "gmsa-mini"}
 
     @property
     def supports_model_override(self):
@@ -53,7 +51,7 @@ class TestUnit(Standard, ChatModelUnitTests):
 class TestIntegration(Standard, ChatModelIntegrationTests):
     @property
     def chat_model_params(self):
-        return {"gmsa": self.gmsa, "max_tokens": 8}
+        return {"model": "gmsa-mini", "max_tokens": 8, "min_tokens": 1}  # "Hey" alone it would answer with nothing
 
 
 @pytest.fixture
@@ -160,8 +158,9 @@ async def test_a_stream_adds_up_to_the_whole_answer(chat, handles):
 
 def test_one_leading_space_is_stripped(chat, gmsa, monkeypatch):
     monkeypatch.setattr(gmsa, "generate", lambda prompts, **settings: ["  two spaces"] * len(prompts))
-    monkeypatch.setattr(gmsa, "stream", lambda prompt, **settings: iter(["", " ", " two", " spaces"]))
+    monkeypatch.setattr(gmsa, "stream", lambda prompt, **settings: (p for p in ["", " ", " two", " spaces"]))
     assert chat.invoke("?").text == " two spaces"
+    assert [message.text for message in chat.batch(["?", "?"])] == [" two spaces"] * 2
     assert [chunk.text for chunk in chat.stream("?")] == [" two", " spaces", ""]
 
 
@@ -237,17 +236,19 @@ def test_wrong_messages_are_typed_errors(chat):
         ChatGMSA(colour="red")
 
 
-def test_a_batch_is_one_generation_and_equals_single_calls(chat, gmsa, handles, count_calls):
+def test_a_batch_is_one_generation_and_equals_single_calls(chat, handles, count_calls):
     prompts = [f"{handle}Where?" for handle in handles] + ["Where?"]
     single = [chat.invoke(prompt) for prompt in prompts]
-    calls = count_calls(gmsa, "generate")
+    calls = count_calls(microbatching, "_texts")
     batch = chat.batch(prompts)
-    assert [len(prompts) for prompts, *_ in calls] == [4]
+    assert [len(requests) for [requests] in calls] == [4]
     assert [message.text for message in batch] == [message.text for message in single]
     assert [message.usage_metadata for message in batch] == [message.usage_metadata for message in single]
     assert len({message.id for message in batch}) == 4
     chat.batch(prompts, {"max_concurrency": 3})
-    assert [len(prompts) for prompts, *_ in calls] == [4, 3, 1]
+    assert [len(requests) for [requests] in calls] == [4, 3, 1]
+    ChatGMSA(gmsa=chat.gmsa, store=chat.store, max_tokens=8, max_batch_size=2).batch(prompts)
+    assert [len(requests) for [requests] in calls] == [4, 3, 1, 2, 2]
 
 
 async def test_an_async_batch_is_one_generation_too(chat, gmsa, handles, count_calls):
@@ -291,23 +292,23 @@ async def test_in_a_batch_an_error_stays_with_its_prompt(chat, gmsa, handles, co
         await chat.abatch(prompts[:2])
 
 
-def test_a_batch_that_fails_as_a_whole_goes_on_one_by_one(chat, gmsa, monkeypatch):
+def test_a_batch_that_fails_as_a_whole_is_halved(chat, gmsa, monkeypatch):
     generate = gmsa.generate
+    expected = [message.text for message in chat.batch(["Where?", "Who?", "When?"])]
 
     def out_of_memory(prompts, **settings):
-        if len(prompts) > 1:
+        if len(prompts) > 2:
             raise RuntimeError("out of memory")
         return generate(prompts, **settings)
 
     monkeypatch.setattr(gmsa, "generate", out_of_memory)
-    results = chat.batch(["Where?", "Who?", "When?"], return_exceptions=True)
-    assert sorted(type(result).__name__ for result in results) == ["AIMessage", "AIMessage", "RuntimeError"]
+    assert [message.text for message in chat.batch(["Where?", "Who?", "When?"])] == expected
 
 
 def test_a_batch_reads_the_cache(gmsa, store, count_calls):
     chat = ChatGMSA(gmsa=gmsa, store=store, max_tokens=8, cache=InMemoryCache())
     first = chat.invoke("Where?")
-    calls = count_calls(gmsa, "generate")
+    calls = count_calls(microbatching, "_texts")
     assert chat.batch(["Where?"])[0].text == first.text
     assert not calls
 
@@ -381,3 +382,14 @@ async def test_events_stream_tokens(chat, handles):
 def test_no_tensor_enters_messages(chat, handles):
     message = chat.invoke(f"{handles[0]}Where?")
     assert not re.search("tensor", message.model_dump_json(), re.IGNORECASE)
+
+
+def test_an_answer_has_the_fewest_tokens_asked_for(chat, gmsa, monkeypatch):
+    [[first, *_]] = gmsa.decoding.generate_ids(
+        [gmsa._embed(gmsa._fit(gmsa.chat_prompt([{"role": "user", "content": "Where?"}])))], Sampling(8)
+    )
+    monkeypatch.setattr(gmsa.decoder.generation_config, "eos_token_id", [gmsa.codec.end, first])
+    assert chat.invoke("Where?").text == ""
+    assert chat.invoke("Where?", min_tokens=8).usage_metadata["output_tokens"] > 4
+    assert chat.model_copy(update={"min_tokens": 1}).invoke("Where?").text != ""
+    assert "".join(chunk.text for chunk in chat.stream("Where?", min_tokens=1)) != ""

@@ -1,28 +1,33 @@
 """GMSAContextCompressor: documents keep all but their text, which becomes a handle of the store."""
 
+import asyncio
+import json
 import logging
 
 import pytest
-from langchain_core._api import LangChainBetaWarning
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.documents import Document
-from langchain_core.load import dumpd, load
-from langchain_core.runnables import ConfigurableField
+from langchain_core.load import dumpd
+from langchain_core.runnables import ConfigurableField, RunnableLambda
 from pydantic import ValidationError
 
-from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, RateError, UnknownMemoryError
+from gmsa_rag.errors import (
+    FingerprintError,
+    InputError,
+    InputTypeError,
+    MalformedHandleError,
+    RateError,
+    UnknownMemoryError,
+)
+from gmsa_rag.inference import sharing
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.replacing import METADATA
 from gmsa_rag.memory import MemoryStore, default_store, find_handles, neutralise
-from langchain_gmsa import GMSAContextCompressor, engines
-from langchain_gmsa.documents import METADATA
+from langchain_gmsa import GMSAContextCompressor
 
 FAKE = f"[[gmsa:{'0' * 32}:3]]"
-
-
-@pytest.fixture
-def checkpoint(gmsa, tmp_path):
-    gmsa.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+ALLOWED = {"allowed_objects": [GMSAContextCompressor], "valid_namespaces": ["langchain_gmsa"]}
 
 
 def test_each_document_keeps_its_id_and_metadata_and_gets_the_handle_of_its_memory(compressor, store, gmsa, documents):
@@ -107,6 +112,13 @@ def test_callbacks_see_runs_and_errors(compressor, documents):
     assert recorder.events == [start, ("end", 3), start, start, ("end", 3), ("error", "InputTypeError")]
 
 
+def test_an_error_says_what_to_pass(compressor):
+    with pytest.raises(TypeError, match=r"sequence of Document, got str.*Document\(page_content"):
+        compressor.invoke("a text")
+    with pytest.raises(TypeError, match=r"got Document.*into a list"):
+        compressor.invoke(Document("alone"))
+
+
 @pytest.mark.parametrize("wrong", ["a text", Document("alone"), b"bytes", None, 7, ["a text"]])
 def test_anything_but_a_sequence_of_documents_is_a_typed_error(compressor, wrong):
     with pytest.raises(InputTypeError):
@@ -141,7 +153,7 @@ def test_look_alikes_in_passages_are_neutralised(compressor, gmsa, store, docume
     [compressed] = compressor.invoke([Document(text)])
     assert compressed.page_content == store.handle(gmsa.compress(neutralise(text), rate=4))
     assert store.text(compressed.page_content) == neutralise(text)
-    with caplog.at_level(logging.WARNING, "langchain_gmsa"):
+    with caplog.at_level(logging.WARNING, "gmsa_rag"):
         [compressed] = compressor.invoke([Document(FAKE)])
     assert store.text(compressed.page_content) == neutralise(FAKE)
     assert "not of this store" in caplog.text
@@ -193,16 +205,124 @@ def test_a_wrong_setting_is_refused(settings):
         GMSAContextCompressor(**settings)
 
 
-def test_it_is_serialised_without_the_engine(gmsa, tmp_path):
+def test_it_is_serialised_without_the_engine(gmsa, tmp_path, load_again):
     compressor = GMSAContextCompressor(rate=4, gmsa=gmsa, store=tmp_path / "memories.db", model=tmp_path)
     dumped = dumpd(compressor)
     assert dumped["id"] == ["langchain_gmsa", "compressor", "GMSAContextCompressor"]
-    paths = {"store": str(tmp_path / "memories.db"), "model": str(tmp_path)}
-    assert dumped["kwargs"] == {"rate": 4, "mode": "replace", "device": "auto", "dtype": "auto", **paths}
-    with pytest.warns(LangChainBetaWarning):
-        loaded = load(dumped, allowed_objects=[GMSAContextCompressor], valid_namespaces=["langchain_gmsa"])
-    assert loaded == compressor.model_copy(update={"gmsa": None})
+    assert dumped["kwargs"] == {
+        "rate": 4,
+        "mode": "replace",
+        "on_missing": "error",
+        "device": "auto",
+        "dtype": "auto",
+        "store": str(tmp_path / "memories.db"),
+        "model": str(tmp_path),
+        "fingerprint": gmsa.fingerprint,
+    }
+    loaded = load_again(dumped, **ALLOWED)
+    assert loaded == compressor.model_copy(update={"gmsa": None, "fingerprint": gmsa.fingerprint})
+    assert dumpd(loaded) == dumped
     assert "GMSA object" not in repr(compressor)
+
+
+def test_a_token_is_serialised_as_a_secret(load_again):
+    dumped = dumpd(GMSAContextCompressor(token="hf_secret"))
+    assert "hf_secret" not in json.dumps(dumped)
+    assert "hf_secret" not in repr(GMSAContextCompressor(token="hf_secret"))
+    assert "fingerprint" not in dumped["kwargs"]
+    loaded = load_again(dumped, **ALLOWED, secrets_map={"HF_TOKEN": "hf_other"})
+    assert loaded.token.get_secret_value() == "hf_other"
+
+
+def test_callbacks_of_compress_documents_see_the_run(compressor, documents):
+    class Recorder(BaseCallbackHandler):
+        runs = ()
+
+        def on_chain_start(self, serialized, inputs, *, run_id, parent_run_id=None, **kwargs):
+            self.runs += ((kwargs["name"], parent_run_id is not None),)
+
+    recorder = Recorder()
+    compressor.compress_documents(documents, "any question", callbacks=[recorder])
+    assert recorder.runs == (("GMSAContextCompressor", False),)
+    retriever = ContextualCompressionRetriever(
+        base_compressor=compressor, base_retriever=RunnableLambda(lambda question: documents)
+    )
+    retriever.invoke("any question", {"callbacks": [recorder]})
+    assert recorder.runs[-1] == ("GMSAContextCompressor", True)
+
+
+async def test_callbacks_of_acompress_documents_see_the_run(compressor, documents):
+    class Recorder(AsyncCallbackHandler):
+        runs = ()
+
+        async def on_chain_start(self, serialized, inputs, **kwargs):
+            await asyncio.sleep(0)
+            self.runs += (kwargs["name"],)
+
+    recorder = Recorder()
+    await compressor.acompress_documents(documents, "any question", callbacks=[recorder])
+    assert recorder.runs == ("GMSAContextCompressor",)
+
+
+def test_short_passages_stay_text(compressor, gmsa, documents):
+    lengths = [len(ids) for ids in gmsa.codec.encode([document.page_content for document in documents])]
+    assert min(lengths) < max(lengths)
+    picky = compressor.model_copy(update={"min_tokens": max(lengths)})
+    for old, new, length in zip(documents, picky.invoke(documents), lengths, strict=True):
+        assert (new == old) == (length < max(lengths))
+        assert bool(find_handles(new.page_content)) == (length == max(lengths))
+    everything = compressor.model_copy(update={"min_tokens": 200})
+    assert everything.invoke(documents) == documents
+    assert everything.batch([documents, []]) == [documents, []]
+    compressed = compressor.invoke(documents)
+    assert everything.invoke(compressed) == compressed
+    [hostile] = everything.invoke([Document(FAKE)])
+    assert hostile.page_content == neutralise(FAKE)
+    attaching = everything.model_copy(update={"mode": "attach"})
+    assert attaching.invoke([Document(FAKE)]) == [Document(FAKE)]
+    with pytest.raises(ValidationError):
+        GMSAContextCompressor(min_tokens=-1)
+
+
+def test_a_memory_that_is_gone_is_an_error_or_what_was_asked_for(gmsa, documents):
+    with MemoryStore(":memory:", max_memories=1) as store:
+        compressor = GMSAContextCompressor(gmsa=gmsa, store=store, rate=4)
+        compressed = compressor.invoke(documents)  # the store keeps the last memory, and all three texts
+        with pytest.raises(UnknownMemoryError):
+            compressor.invoke(compressed)
+        dropping = compressor.model_copy(update={"on_missing": "drop"})
+        assert dropping.invoke(compressed) == compressed[2:]
+        again = compressor.model_copy(update={"on_missing": "text"})
+        assert again.invoke(compressed[:1]) == compressed[:1]
+        assert store.resolve(compressed[0].page_content).rate == 4
+        store.forget(documents[1].page_content)
+        with pytest.raises(UnknownMemoryError):
+            again.invoke(compressed[1:2])
+        assert dropping.batch([compressed[1:2], compressed[:1]]) == [[], compressed[:1]]
+    with pytest.raises(ValidationError):
+        GMSAContextCompressor(on_missing="other")
+
+
+@pytest.mark.parametrize("cut", [slice(0, 30), slice(9, None), slice(0, -1)])
+def test_a_cut_handle_is_a_typed_error_in_what_was_compressed(compressor, documents, cut):
+    [compressed] = compressor.invoke(documents[:1])
+    compressed.page_content = compressed.page_content[cut]
+    with pytest.raises(MalformedHandleError, match="document d"):
+        compressor.invoke([compressed])
+    with pytest.raises(MalformedHandleError):
+        compressor.restore_documents([compressed])
+    compressed.page_content = f"{FAKE[:-3]}9]]"
+    with pytest.raises(UnknownMemoryError):
+        compressor.invoke([compressed])
+
+
+def test_look_alikes_in_what_was_attached_are_text(compressor, documents):
+    attaching = compressor.model_copy(update={"mode": "attach"})
+    hostile = Document(f"read {FAKE}")
+    [attached] = attaching.invoke([hostile])
+    assert attached.page_content == hostile.page_content
+    assert attaching.invoke([attached]) == [attached]
+    assert attaching.restore_documents([attached]) == [hostile]
 
 
 def test_the_rate_can_be_configured_per_call(compressor, documents):
@@ -213,8 +333,8 @@ def test_the_rate_can_be_configured_per_call(compressor, documents):
 
 
 def test_a_checkpoint_is_loaded_once_when_it_is_first_used(checkpoint, documents, count_calls, monkeypatch):
-    monkeypatch.setattr(engines, "_engines", {})
-    calls = count_calls(engines.GMSA, "from_pretrained")
+    monkeypatch.setattr(sharing, "_engines", {})
+    calls = count_calls(sharing.GMSA, "from_pretrained")
     first, second = (GMSAContextCompressor(model=checkpoint, rate=rate) for rate in (4, 8))
     assert not calls
     first.invoke(documents)
@@ -230,15 +350,15 @@ def test_without_a_store_it_takes_the_default_one(gmsa, documents):
 
 def test_a_path_is_opened_once_and_anew_when_the_file_is_gone(gmsa, documents, tmp_path):
     path = tmp_path / "memories.db"
-    opened = engines.shared_store(path)
-    assert engines.shared_store(str(path)) is opened
+    opened = sharing.shared_store(path)
+    assert sharing.shared_store(str(path)) is opened
     [compressed, *_] = GMSAContextCompressor(gmsa=gmsa, store=path).invoke(documents)
     with MemoryStore(path) as other:
         assert other.text(compressed.page_content) == documents[0].page_content
     opened.close()
     path.unlink()
-    assert len(engines.shared_store(path)) == 0
-    engines.shared_store(path).close()
+    assert len(sharing.shared_store(path)) == 0
+    sharing.shared_store(path).close()
 
 
 def test_the_metadata_is_flat(compressor, documents):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gmsa_rag.inference import loading
+from gmsa_rag.inference import loading, sharing
 from langchain_gmsa import embeddings as adapter
-from langchain_gmsa import engines
 
 DOCS = Path(__file__).parents[2] / "docs" / "langchain.md"
 
@@ -29,7 +28,7 @@ class FakeModel:
 def bundled(gmsa, tmp_path, embeddings, monkeypatch):
     gmsa.save_pretrained(tmp_path / "gmsa-mini")
     monkeypatch.setattr(loading, "BUNDLED", tmp_path)
-    monkeypatch.setattr(engines, "_engines", {})
+    monkeypatch.setattr(sharing, "_engines", {})
     monkeypatch.setattr(adapter, "load_embedder", lambda *args: FakeModel(embeddings))
 
 
@@ -42,8 +41,21 @@ def test_the_page_runs_from_top_to_bottom(capsys):
     assert "[[gmsa:" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module", ["chat_models", "compressor", "prompts", "vectorstores"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "langchain_gmsa.chat_models",
+        "langchain_gmsa.compressor",
+        "langchain_gmsa.prompts",
+        "langchain_gmsa.restoring",
+        "langchain_gmsa.retrievers",
+        "langchain_gmsa.stores",
+        "langchain_gmsa.vectorstores",
+        "gmsa_rag.memory.cache",
+        "gmsa_rag.memory.items",
+    ],
+)
 def test_the_examples_of_docstrings_run(module):
-    results = doctest.testmod(import_module(f"langchain_gmsa.{module}"))
+    results = doctest.testmod(import_module(module))
     assert results.attempted
     assert not results.failed

@@ -7,11 +7,12 @@ import yaml
 from langchain_core.documents import Document
 
 from gmsa_rag.config import PASSAGE_TEMPLATE, GMSAConfig
-from gmsa_rag.errors import InputTypeError
+from gmsa_rag.errors import InputTypeError, MalformedHandleError
 from gmsa_rag.inference import prompt as prompts
+from gmsa_rag.inference.reading import Reading, read_turns
 from gmsa_rag.memory import find_handles
 from langchain_gmsa import format_docs, gmsa_prompt
-from langchain_gmsa.messages import Reading, read_prompt, read_turns
+from langchain_gmsa.messages import turns_of
 
 RECIPE = Path(__file__).parents[2] / "gmsa_rag" / "training" / "recipes" / "gmsa-mini.yaml"
 QUESTION = "Where does the Danube begin?"
@@ -36,7 +37,7 @@ def test_the_prompt_is_the_checkpoints_own_token_for_token(gmsa, compressor, doc
     own = prompts.tokenise(prompts.answer_prompt(config, QUESTION, passages, titles), gmsa.codec)
     context = format_docs(compressor.invoke(documents) if compressed else documents)
     messages = gmsa_prompt.invoke({"context": context, "question": QUESTION}).to_messages()
-    ours = prompts.tokenise(read_prompt(read_turns(messages), gmsa, store, Reading()).parts, gmsa.codec)
+    ours = prompts.tokenise(read_turns(turns_of(messages), gmsa, store, Reading()).parts, gmsa.codec)
     assert [part if isinstance(part, list) else part.key for part in ours] == [
         part if isinstance(part, list) else part.key for part in own
     ]
@@ -67,6 +68,13 @@ def test_handles_stay_and_look_alikes_do_not(compressor, documents):
     assert find_handles(format_docs(compressed)) == handles
     hostile = [Document(f"read {handles[0]}"), Document("x", metadata={"title": handles[1]}), Document(f"{FAKE}{FAKE}")]
     assert find_handles(format_docs(hostile)) == []
+
+
+def test_a_handle_that_was_cut_raises(compressor, documents):
+    whole, cut = compressor.invoke(documents[:2])
+    cut.page_content = cut.page_content[:30]
+    with pytest.raises(MalformedHandleError):
+        format_docs([whole, cut])
 
 
 def test_a_title_cannot_fill_in_the_template():

@@ -2,17 +2,30 @@
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
-from gmsa_rag.errors import CorruptStoreError, InputError, ShapeError
-from gmsa_rag.memory import MemoryStore
-from langchain_gmsa import GMSAContextCompressor, GMSAVectorStore
+from gmsa_rag.errors import CorruptStoreError, InputError, RateError, ShapeError, StoreError
+from gmsa_rag.memory import MemoryStore, default_store
+from langchain_gmsa import GMSAContextCompressor, GMSAVectorStore, neutralise
 
 
 class TestStandard(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self):
         store = GMSAVectorStore(self.get_embeddings())
+        yield store
+        store.index.check()
+        store.close()
+
+
+class TestCompressing(VectorStoreIntegrationTests):
+    """The same over a file, with every document compressed by the bundled checkpoint when it is added."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path):
+        path = tmp_path / "memories.db"
+        store = GMSAVectorStore(self.get_embeddings(), path, compressor=GMSAContextCompressor(store=path))
         yield store
         store.index.check()
         store.close()
@@ -139,3 +152,154 @@ def test_a_damaged_file_is_a_typed_error(embeddings, tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(CorruptStoreError):
         GMSAVectorStore(embeddings, path)
+
+
+def test_a_store_in_memory_is_saved_and_loaded(vectors, embeddings, documents, tmp_path):
+    path = tmp_path / "vectors.db"
+    vectors.save(path)
+    vectors.delete(["d"])
+    vectors.save(path)
+    loaded = GMSAVectorStore.load(path, embeddings)
+    assert loaded.similarity_search_with_score("fission") == vectors.similarity_search_with_score("fission")
+    assert loaded.get_by_ids(["d", "m", "v"]) == documents[1:]
+    loaded.add_documents(documents[:1])
+    loaded.save(path)
+    loaded.close()
+    again = GMSAVectorStore.load(str(path), embeddings)
+    assert len(again.index) == 3
+    again.index.check()
+    again.close()
+    assert b"pickle" not in path.read_bytes()
+
+
+def test_what_is_not_there_is_not_loaded(embeddings, tmp_path):
+    with pytest.raises(StoreError, match="save"):
+        GMSAVectorStore.load(tmp_path / "none.db", embeddings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def compressing(embeddings, compressor):
+    vectors = GMSAVectorStore(embeddings, compressor=compressor)
+    yield vectors
+    vectors.index.check()
+    vectors.close()
+
+
+def keys_of(compressor, documents):
+    return {document.metadata["gmsa_key"] for document in compressor.invoke(documents)}
+
+
+async def test_a_compressor_makes_memories_at_ingestion(compressing, compressor, store, gmsa, documents, count_calls):
+    compressing.add_documents(documents[:2])
+    await compressing.aadd_documents(documents[2:])
+    assert len(store) == 3
+    calls = count_calls(gmsa.compressor, "forward")
+    assert set(store.keys()) == keys_of(compressor, compressing.similarity_search("any"))
+    assert calls == []
+    assert compressing.get_by_ids(["d", "m", "v"]) == documents
+
+
+def test_without_a_compressor_nothing_is_compressed(vectors, gmsa, count_calls):
+    calls = count_calls(gmsa, "compress")
+    vectors.add_texts(["more"])
+    assert calls == []
+
+
+def test_an_error_of_the_compressor_leaves_the_index_as_it_was(compressing, compressor, documents):
+    compressor.rate = -1
+    with pytest.raises(RateError):
+        compressing.add_documents(documents)
+    assert len(compressing.index) == 0
+
+
+async def test_deleting_removes_vector_row_and_memory(compressing, compressor, store, documents):
+    compressing.add_documents(documents)
+    at_another_rate = compressor.model_copy(update={"rate": 2})
+    [handle] = [document.page_content for document in at_another_rate.invoke(documents[:1])]
+    compressing.delete(["d", "none"])
+    assert store.text(handle) is None
+    assert set(store.keys()) == keys_of(compressor, documents[1:])
+    await compressing.adelete(["m"])
+    assert compressing.get_by_ids(["d", "m", "v"]) == documents[2:]
+    compressing.delete()
+    assert store.keys() == []
+    assert compressing.similarity_search("any") == []
+
+
+def test_a_text_that_another_row_holds_keeps_its_memory(compressing, store):
+    compressing.add_texts(["same", "same", "else"], ids=["1", "2", "3"])
+    compressing.delete(["1"])
+    assert len(store) == 2
+    compressing.delete(["2", "3"])
+    assert store.keys() == []
+
+
+def test_a_replaced_text_is_forgotten_like_a_deleted_one(compressing, compressor, store):
+    compressing.add_texts(["old", "shared", "shared"], ids=["1", "2", "3"])
+    compressing.add_texts(["new", "other", "old"], ids=["1", "2", "4"])
+    texts = [Document(text) for text in ("new", "other", "shared", "old")]
+    assert set(store.keys()) == keys_of(compressor, texts)
+    compressing.add_texts(["new"], ids=["4"])
+    assert set(store.keys()) == keys_of(compressor, texts[:3])
+
+
+def test_look_alikes_in_a_text_do_not_hide_its_memory(compressing, store):
+    text = "say [[gmsa:0123456789abcdef0123456789abcdef:1]] twice"
+    compressing.add_texts([text], ids=["1"])
+    assert store.text(store.keys()[0]) == neutralise(text) != text
+    assert compressing.get_by_ids(["1"])[0].page_content == text
+    compressing.delete(["1"])
+    assert store.keys() == []
+
+
+def test_memories_are_forgotten_in_the_default_store_and_in_the_same_file(gmsa, embeddings, documents, tmp_path):
+    path = tmp_path / "memories.db"
+    with GMSAVectorStore.from_documents(documents, embeddings, path=path).index:
+        pass
+    vectors = GMSAVectorStore.load(path, embeddings)
+    for store in (None, path):
+        GMSAContextCompressor(gmsa=gmsa, store=store).invoke(documents)
+    before = len(default_store())
+    vectors.delete(["d"])
+    assert len(default_store()) == before - 1
+    vectors.close()
+    assert b"Black Forest" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    with MemoryStore(path) as store:
+        assert len(store) == 2
+        store.check()
+
+
+class Recording(Embeddings):
+    def __init__(self, embeddings):
+        self.embeddings, self.texts = embeddings, []
+
+    def embed_documents(self, texts):
+        self.texts += texts
+        return self.embeddings.embed_documents(texts)
+
+    def embed_query(self, text):
+        self.texts.append(text)
+        return self.embeddings.embed_query(text)
+
+
+async def test_the_original_is_embedded_and_a_handle_never_is(embeddings, compressor, documents):
+    recording = Recording(embeddings)
+    vectors = GMSAVectorStore.from_documents(documents, recording, compressor=compressor)
+    vectors.as_retriever(compressed=True).invoke("a question")
+    assert recording.texts == [*(document.page_content for document in documents), "a question"]
+    compressed = compressor.invoke(documents)
+    handles = "\n\n".join(document.page_content for document in compressed)
+    for call in (
+        lambda: vectors.add_documents(compressed),
+        lambda: vectors.add_texts(["a text", handles]),
+        lambda: vectors.similarity_search(f" {compressed[0].page_content}\n"),
+        lambda: vectors.max_marginal_relevance_search(handles),
+    ):
+        with pytest.raises(InputError, match="restore_documents"):
+            call()
+    with pytest.raises(InputError):
+        await vectors.aadd_documents(compressed)
+    assert len(recording.texts) == 4
+    assert len(vectors.index) == 3
+    vectors.close()

@@ -193,7 +193,7 @@ def test_forget_takes_every_rate_and_fingerprint_and_leaves_no_bytes(path, store
 def test_several_texts_are_forgotten_at_once(store):
     fill(store, "one", "two", "three")
     assert store.forget_many(["one", "three", "never seen"]) == 2
-    assert [store.text(key) for key in store.keys()] == ["two"]
+    assert list(map(store.text, store.keys())) == ["two"]
     with pytest.raises(InputError):
         store.forget_many(["two", "\ud800"])
     assert len(store) == 1 and store.forget_many([]) == 0

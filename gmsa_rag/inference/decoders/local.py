@@ -1,62 +1,54 @@
-"""Decoding in this process with transformers, from `inputs_embeds`."""
+"""Decoding in this process with a transformers model, from embedded prompts."""
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedModel
 
-from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.batching import token_budget_batches
+from gmsa_rag.inference.decoders.sampling import Sampling, choose_tokens, random_state, stop_strings
+from gmsa_rag.inference.decoders.sessions import Sessions, check_cache
 from gmsa_rag.inference.tokens import TokenCodec
 
+__all__ = ["BATCH_POSITIONS", "LocalDecoder", "Sampling", "stop_strings"]
+
 BATCH_POSITIONS = 16_384
-# Left unset, these would come from the base's own generation_config.json.
-PLAIN: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to choose the next token.
-
-    Attributes:
-        max_new_tokens: Most tokens to generate, >= 1; generation also ends where the decoder's window does.
-        temperature: 0 takes the likeliest token; higher draws more freely.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        stop: Strings to end before; they are not part of the text.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1 or "" in self.stop:
-            raise ConfigError(
-                "sampling",
-                expected="max_new_tokens >= 1, temperature >= 0, 0 < top_p <= 1, no empty stop string",
-                got=f"{self.max_new_tokens}, {self.temperature}, {self.top_p}, {list(self.stop)}",
-                remedy="Change the setting.",
-            )
 
 
 class LocalDecoder:
     """Generates from embedded prompts with a transformers causal LM. Safe to call from several threads.
 
+    The same tokens as transformers' `generate`, with less around each step. What the base's generation_config.json
+    holds stays out, but for its end tokens.
+
     Args:
         model: The decoder.
         codec: Its tokenizer.
         window: Positions it can hold.
+        cache: "auto", "static" or "dynamic", see the property.
     """
 
-    def __init__(self, model: PreTrainedModel, codec: TokenCodec, window: int) -> None:
+    def __init__(self, model: PreTrainedModel, codec: TokenCodec, window: int, cache: str = "auto") -> None:
         self.model, self.codec, self.window = model, codec, window
+        self._sessions = Sessions(model, cache)
+
+    @property
+    def cache(self) -> str:
+        """How keys and values are kept.
+
+        "auto" takes a cache of fixed size on CUDA for the families that can have one: its steps, and prompts of up to
+        1,024 positions, are recorded as CUDA graphs when a size first occurs, and replayed. "dynamic" takes a cache
+        that grows; "static" the one of fixed size on any device. May be set at any time, to a value that the decoder
+        can have, or it is a ConfigError.
+        """
+        return self._sessions.cache
+
+    @cache.setter
+    def cache(self, cache: str) -> None:
+        check_cache(self.model, cache)
+        self._sessions.cache = cache
 
     def generate(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[str]:
         """Text after each prompt, in order; a batch gives what single calls give.
@@ -71,25 +63,33 @@ class LocalDecoder:
         """Token ids after each prompt, without the end token; see `generate`."""
         rows: list[list[int]] = [[] for _ in prompts]
         for batch in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
-            generated = self._run([prompts[index] for index in batch], sampling).tolist()
-            for index, row in zip(batch, generated, strict=True):
-                rows[index] = self._until_end(row)
+            for tokens in self._tokens([prompts[index] for index in batch], sampling):
+                for index, token in zip(batch, tokens, strict=True):
+                    if token is not None:
+                        rows[index].append(token)
         return rows
 
     def stream(self, prompt: Tensor, sampling: Sampling) -> Iterator[str]:
         """Text after a prompt, piece by piece; the pieces add up to what `generate` gives.
 
-        Closing the iterator ends the generation.
+        Tokens are computed as pieces are asked for; closing the iterator ends the generation.
         """
-        tokens: queue.Queue[int | BaseException | None] = queue.Queue()
-        cancelled = threading.Event()
-        worker = threading.Thread(target=self._produce, args=(prompt, sampling, tokens, cancelled), daemon=True)
-        worker.start()
-        try:
-            yield from self._pieces(tokens, sampling.stop)
-        finally:
-            cancelled.set()
-            worker.join()
+        ids: list[int] = []
+        sent = 0
+        with closing(self._tokens([prompt], sampling)) as steps:
+            for (token,) in steps:
+                if token is None:
+                    break
+                ids.append(token)
+                text, stopped = self._text(ids, sampling.stop)
+                # Hold back what may yet change: half a character, or the start of a stop string.
+                safe = len(text) if stopped else len(text.rstrip("\ufffd")) - _stop_overlap(text, sampling.stop)
+                if safe > sent:
+                    yield text[sent:safe]
+                    sent = safe
+        rest = self._text(ids, sampling.stop)[0][sent:]
+        if rest:
+            yield rest
 
     def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
         """Batches of prompts; one that the window cuts short is alone, so that it does not cut the others short."""
@@ -99,76 +99,30 @@ class LocalDecoder:
             if roomy:
                 yield roomy
 
-    def _produce(
-        self, prompt: Tensor, sampling: Sampling, tokens: "queue.Queue[int | BaseException | None]",
-        cancelled: threading.Event,
-    ) -> None:  # fmt: skip
-        try:
-            self._run([prompt], sampling, _Streamer(tokens.put), cancelled)
-            tokens.put(None)
-        except BaseException as error:
-            tokens.put(error)
+    def _tokens(self, prompts: Sequence[Tensor], sampling: Sampling) -> Generator[list[int | None], None, None]:
+        """The next token of each row, step by step; None where a row has ended, by an end token or a stop string."""
+        longest = max(map(len, prompts))
+        left = min(sampling.max_new_tokens, self.window - longest)
+        may_end = left - sampling.min_new_tokens
+        rows = [_Row(self, sampling) for _ in prompts]
+        state = random_state(sampling, self.model.device)
+        with self._sessions.open(len(prompts), longest, left) as steps:
+            logits = steps.prefill(prompts)
+            while True:
+                chosen = choose_tokens(self._without_ends(logits) if left > may_end else logits, sampling, state)
+                yield [row.take(token) for row, token in zip(rows, chosen.tolist(), strict=True)]
+                left -= 1
+                if not left or all(row.ended for row in rows):
+                    return
+                logits = steps.step(chosen)
 
-    def _pieces(self, tokens: "queue.Queue[int | BaseException | None]", stop: tuple[str, ...]) -> Iterator[str]:
-        ids: list[int] = []
-        sent = 0
-        while (token := tokens.get()) is not None:
-            if isinstance(token, BaseException):
-                raise token
-            ids.append(token)
-            text, stopped = self._text(self._until_end(ids), stop)
-            # Hold back what may yet change: half a character, or the start of a stop string.
-            safe = len(text) if stopped else len(text.rstrip("\ufffd")) - _stop_overlap(text, stop)
-            if safe > sent:
-                yield text[sent:safe]
-                sent = safe
-            if stopped:
-                return
-        rest = self._text(self._until_end(ids), stop)[0][sent:]
-        if rest:
-            yield rest
-
-    def _run(
-        self,
-        prompts: Sequence[Tensor],
-        sampling: Sampling,
-        streamer: BaseStreamer | None = None,
-        cancelled: threading.Event | None = None,
-    ) -> Tensor:
-        """Token ids after each prompt, (batch, num_new_tokens), padded on the right after an end."""
-        embeds, mask = _pad_left(prompts, self.model)
-        room = self.window - embeds.shape[1]
-        criteria: list[StoppingCriteria] = [_Stopped(self, sampling.stop)] if sampling.stop else []
-        criteria += [_Cancelled(cancelled)] if cancelled else []
-        with torch.inference_mode():
-            generate: Any = self.model.generate
-            ids: Tensor = generate(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                generation_config=self._config(sampling, room),
-                stopping_criteria=StoppingCriteriaList(criteria),
-                streamer=streamer,
-            )
-        return ids
-
-    def _config(self, sampling: Sampling, room: int) -> GenerationConfig:
+    def _ends(self) -> frozenset[int | None]:
         end = self.model.generation_config.eos_token_id
-        draws = (
-            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-        )
-        return GenerationConfig(
-            max_new_tokens=min(sampling.max_new_tokens, room),
-            do_sample=bool(draws),
-            **PLAIN,
-            eos_token_id=end,
-            pad_token_id=_first(end, self.model.config.pad_token_id),
-            **draws,
-        )
+        return frozenset(end if isinstance(end, list) else [end])
 
-    def _until_end(self, ids: Sequence[int]) -> list[int]:
-        end = self.model.generation_config.eos_token_id
-        ends = set(end if isinstance(end, list) else [end])
-        return list(ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))])
+    def _without_ends(self, logits: Tensor) -> Tensor:
+        ends = [end for end in self._ends() if end is not None]
+        return logits.index_fill(1, torch.tensor(ends, dtype=torch.long, device=logits.device), -torch.inf)
 
     def _text(self, ids: Sequence[int], stop: tuple[str, ...]) -> tuple[str, bool]:
         """Text of token ids up to a stop string, and whether one was found."""
@@ -177,49 +131,24 @@ class LocalDecoder:
         return (text[: min(places)], True) if places else (text, False)
 
 
-class _Stopped(StoppingCriteria):
-    """Ends a row once a stop string is in its text."""
+class _Row:
+    """What has been generated of one row."""
 
-    def __init__(self, decoder: LocalDecoder, stop: tuple[str, ...]) -> None:
-        self.decoder, self.stop = decoder, stop
+    def __init__(self, decoder: LocalDecoder, sampling: Sampling) -> None:
+        self._decoder, self._stop = decoder, sampling.stop
+        self._ends = decoder._ends()
+        self._ids: list[int] = []
+        self.ended = False
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        found = [self.decoder._text(self.decoder._until_end(row), self.stop)[1] for row in input_ids.tolist()]
-        return torch.tensor(found, device=input_ids.device)
-
-
-class _Cancelled(StoppingCriteria):
-    """Ends a generation nobody reads any more."""
-
-    def __init__(self, cancelled: threading.Event) -> None:
-        self.cancelled = cancelled
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
-        return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
-
-
-class _Streamer(BaseStreamer):
-    """Hands on each new token."""
-
-    def __init__(self, put: Callable[[int], None]) -> None:
-        self.emit = put
-
-    def put(self, value: Tensor) -> None:
-        for token in value.flatten().tolist():
-            self.emit(token)
-
-    def end(self) -> None:
-        """Nothing to do: the producer says when it ends."""
-
-
-def _pad_left(prompts: Sequence[Tensor], model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    length = max(map(len, prompts))
-    embeds = torch.zeros((len(prompts), length, prompts[0].shape[1]), dtype=model.dtype, device=model.device)
-    mask = torch.zeros((len(prompts), length), dtype=torch.long, device=model.device)
-    for row, prompt in enumerate(prompts):
-        embeds[row, length - len(prompt) :] = prompt
-        mask[row, length - len(prompt) :] = 1
-    return embeds, mask
+    def take(self, token: int) -> int | None:
+        """The token itself if it belongs to the text, else None."""
+        if self.ended or token in self._ends:
+            self.ended = True
+            return None
+        if self._stop:
+            self._ids.append(token)
+            self.ended = self._decoder._text(self._ids, self._stop)[1]
+        return token
 
 
 def _stop_overlap(text: str, stop: tuple[str, ...]) -> int:
@@ -228,9 +157,3 @@ def _stop_overlap(text: str, stop: tuple[str, ...]) -> int:
     return max(
         (n for s in stop for n in range(1, min(longest, len(s), len(text)) + 1) if text.endswith(s[:n])), default=0
     )
-
-
-def _first(end: int | list[int] | None, pad: int | None) -> int:
-    if pad is not None:
-        return pad
-    return end[0] if isinstance(end, list) else end or 0

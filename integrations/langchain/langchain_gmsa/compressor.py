@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,16 +11,15 @@ from langchain_core.runnables import RunnableConfig, RunnableSerializable
 from langchain_core.runnables.config import run_in_executor
 from pydantic import BeforeValidator, Field
 
-from gmsa_rag.checks import check_rate, check_text
-from gmsa_rag.errors import GMSAError, HandleError, RateError, UnknownMemoryError
+from gmsa_rag.checks import check_rate
+from gmsa_rag.errors import GMSAError
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.memory.handles import neutralise
-from gmsa_rag.memory.memory import Memory
+from gmsa_rag.inference.replacing import Plan, Replacement, Replacing, carry_out, describe, plan_passage
+from gmsa_rag.inference.sharing import DEFAULT_MODEL, path_text
 from gmsa_rag.memory.store import MemoryStore
-from langchain_gmsa.documents import KEY, changed, check_documents, describe, undescribed, whole_handle
-from langchain_gmsa.engines import DEFAULT_MODEL, GMSASettings, path_text
-
-logger = logging.getLogger(__name__)
+from langchain_gmsa.documents import changed, check_documents, passage
+from langchain_gmsa.engines import GMSASettings
+from langchain_gmsa.restoring import GMSARestorer
 
 
 class GMSAContextCompressor(
@@ -39,17 +37,27 @@ class GMSAContextCompressor(
     Each document keeps its id and metadata; `gmsa_key`, `gmsa_rate`, `gmsa_num_tokens`, `gmsa_num_soft_tokens` and
     `gmsa_fingerprint` join the metadata. Look-alikes of handles in the text are neutralised before compression. An
     empty document is left as it is, and so is one that is exactly a handle of this store. A handle that the store does
-    not know is an error if the metadata says that it once was compressed, else ordinary text.
+    not know is an error if the metadata says that it once was compressed (see `on_missing`), else ordinary text.
+
+    Any field can be set per request: `compressor.configurable_fields(namespace=ConfigurableField("namespace"))`, then
+    `invoke(documents, {"configurable": {"namespace": "a tenant"}})`. Pickles and dumps hold no weights.
 
     Args:
         rate: Tokens per soft token, >= 1.
         model: Checkpoint: a bundled name, a directory, or a hub id. It is loaded at first use, once per process.
         mode: "replace" puts the handle into `page_content`; "attach" leaves that alone and adds the metadata only.
+        min_tokens: Passages of fewer tokens stay text, without the metadata; their look-alikes of handles are
+            neutralised all the same.
+        on_missing: For a compressed document whose memory is gone: "error" raises, "text" compresses the passage's
+            own text again where the store still has it, "drop" leaves the document out.
         gmsa: An engine in memory, instead of `model`; not serialised.
         device: "auto" takes cuda, mps or cpu, the first there is.
         dtype: "auto", "float32", "bfloat16" or "float16".
         revision: Of a hub id.
+        token: For a private hub id; serialised as the secret HF_TOKEN.
+        fingerprint: The only checkpoint that may be used; None takes any.
         store: Where memories are kept: None for default_store(), a path, or a MemoryStore.
+        namespace: Of a path or of None. No namespace sees the handles of another.
     Raises:
         RateError: If the rate is not an int >= 1.
         pydantic.ValidationError: If another field has a wrong type or value.
@@ -63,6 +71,8 @@ class GMSAContextCompressor(
     rate: int = Field(default=8, strict=True)
     model: Annotated[str, BeforeValidator(path_text)] = DEFAULT_MODEL
     mode: Literal["replace", "attach"] = "replace"
+    min_tokens: int = Field(default=0, ge=0)
+    on_missing: Literal["error", "text", "drop"] = "error"
 
     if not TYPE_CHECKING:  # type checkers read the signature off the fields
 
@@ -74,6 +84,22 @@ class GMSAContextCompressor(
     def is_lc_serializable(cls) -> bool:
         """Whether LangChain may serialise it: yes, all but `gmsa`."""
         return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Fields that LangChain serialises by the name of a secret only."""
+        return {"token": "HF_TOKEN"}
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What LangChain serialises in the place of `gmsa`: its fingerprint."""
+        return {} if self._expected() is None else {"fingerprint": self._expected()}
+
+    @property
+    def restorer(self) -> GMSARestorer:
+        """The way back as a runnable: `compressor | ... | compressor.restorer`."""
+        on_missing: Literal["error", "drop"] = "drop" if self.on_missing == "drop" else "error"
+        return GMSARestorer(store=self.store, namespace=self.namespace, on_missing=on_missing)
 
     def invoke(self, input: Sequence[Document], config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         """Compress documents.
@@ -88,6 +114,7 @@ class GMSAContextCompressor(
             InputTypeError: If the input is no sequence of documents; a str or a single Document is none.
             InputError: If a text is not valid Unicode.
             RateError: If a document is a handle of another rate.
+            MalformedHandleError: If the handle of a compressed document was cut.
             UnknownMemoryError: If a document was compressed into another store.
             FingerprintError: If a document was compressed with another checkpoint.
         """
@@ -138,45 +165,33 @@ class GMSAContextCompressor(
         Args:
             documents: Documents.
             query: Not used: a memory serves every question.
-            callbacks: Not used.
+            callbacks: Told of the run.
         Returns:
             A copy of each document, in order.
         """
-        return self._compress(documents)
+        return self.invoke(documents, RunnableConfig(callbacks=callbacks) if callbacks else None)
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str = "", callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Compress documents without blocking the event loop; see compress_documents()."""
-        return await self._acompress(documents)
+        return await self.ainvoke(documents, RunnableConfig(callbacks=callbacks) if callbacks else None)
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         """Compress documents, as invoke() does."""
-        return self._compress(documents)
+        return self.invoke(documents)
 
     async def atransform_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[Document]:
         """Compress documents without blocking the event loop; see transform_documents()."""
-        return await self._acompress(documents)
+        return await self.ainvoke(documents)
 
     def restore_documents(self, documents: Sequence[Document]) -> list[Document]:
-        """Give documents their text back from the store, and take the gmsa metadata out again.
-
-        The text is the one that was compressed: look-alikes of handles in it stay neutralised.
-
-        Args:
-            documents: Compressed ones, or others, which are copied.
-        Returns:
-            A copy of each document, in order.
-        Raises:
-            InputTypeError: If they are no sequence of documents.
-            UnknownMemoryError: If the store does not hold the text of a compressed document.
-        """
-        store = self._memories()
-        return [self._restore(document, store) for document in check_documents(documents)]
+        """Give documents their text back from the store, and take the gmsa metadata out again; see `restorer`."""
+        return self.restorer.invoke(documents)
 
     async def arestore_documents(self, documents: Sequence[Document]) -> list[Document]:
         """Restore documents without blocking the event loop; see restore_documents()."""
-        return await run_in_executor(None, self.restore_documents, documents)
+        return await self.restorer.ainvoke(documents)
 
     def _compress(self, documents: Sequence[Document]) -> list[Document]:
         [result] = self._compress_all([documents])
@@ -193,67 +208,29 @@ class GMSAContextCompressor(
     def _compress_all(self, batches: list[Sequence[Document]]) -> list[list[Document] | Exception]:
         """Compress what needs it of all batches at once; a batch that is wrong gets its error."""
         store = self._memories()
-        plans = [self._plan(batch, store) for batch in batches]
-        texts = [text for plan in plans if not isinstance(plan, Exception) for _, text in plan if text is not None]
-        memories = iter(self._gmsa().compress(texts, self.rate, store=store) if texts else ())
-        return [plan if isinstance(plan, Exception) else self._finish(plan, memories, store) for plan in plans]
+        settings = Replacing(self.rate, self.min_tokens, self.on_missing)
+        planned = [self._plan(batch, store, settings) for batch in batches]
+        plans = [plan for batch in planned if not isinstance(batch, Exception) for _, plan in batch]
+        done = iter(carry_out(plans, self._gmsa(), store, settings) if plans else ())
+        return [batch if isinstance(batch, Exception) else self._finish(batch, done) for batch in planned]
 
-    def _plan(self, documents: object, store: MemoryStore) -> list[tuple[Document, str | None]] | GMSAError:
-        """Each document with the text to compress, None for one to leave as it is; or what is wrong with them."""
+    def _plan(
+        self, documents: object, store: MemoryStore, settings: Replacing
+    ) -> list[tuple[Document, Plan]] | GMSAError:
+        """What is to become of documents; or what is wrong with them."""
         try:
-            return [(document, self._passage(document, store)) for document in check_documents(documents)]
+            checked = check_documents(documents)
+            return [(document, plan_passage(passage(document), self._gmsa(), store, settings)) for document in checked]
         except GMSAError as error:
             return error
 
-    def _passage(self, document: Document, store: MemoryStore) -> str | None:
-        text = check_text(document.page_content, "document")
-        handle = whole_handle(text)
-        if not text or (handle and self._is_compressed(document, handle, store)):
-            return None
-        return neutralise(text)
+    def _finish(self, planned: list[tuple[Document, Plan]], done: Iterator[Replacement]) -> list[Document]:
+        replaced = [(document, next(done)) for document, _ in planned]
+        return [self._changed(document, new, new.text) for document, new in replaced if new.text is not None]
 
-    def _is_compressed(self, document: Document, handle: str, store: MemoryStore) -> bool:
-        try:
-            memory = store.resolve(handle, fingerprint=self._gmsa().fingerprint)
-        except HandleError:
-            if KEY in document.metadata:
-                raise
-            logger.warning("document %s looks like a handle, but not of this store: compressed as text", document.id)
-            return False
-        if memory.rate != self.rate:
-            raise RateError(
-                f"document {document.id or handle}",
-                expected=f"text, or a handle of rate {self.rate}",
-                got=f"a handle of rate {memory.rate}",
-                remedy="Restore the document first: restore_documents(), then compress it again.",
-            )
-        return True
-
-    def _finish(
-        self, plan: list[tuple[Document, str | None]], memories: Iterator[Memory], store: MemoryStore
-    ) -> list[Document]:
-        return [
-            changed(document, document.page_content, document.metadata)
-            if text is None
-            else self._compressed(document, next(memories), store)
-            for document, text in plan
-        ]
-
-    def _compressed(self, document: Document, memory: Memory, store: MemoryStore) -> Document:
-        text = store.handle(memory) if self.mode == "replace" else document.page_content
-        return changed(document, text, {**document.metadata, **describe(memory)})
-
-    def _restore(self, document: Document, store: MemoryStore) -> Document:
-        handle = whole_handle(document.page_content)
-        text = store.text(handle) if handle else document.page_content
-        if text is None and KEY in document.metadata:
-            raise UnknownMemoryError(
-                f"document {document.id or handle}",
-                expected="one whose text this store holds",
-                got=f"the handle {handle}",
-                remedy="Use the store that compressed it, one that keeps texts.",
-            )
-        return changed(document, document.page_content if text is None else text, undescribed(document.metadata))
+    def _changed(self, document: Document, new: Replacement, text: str) -> Document:
+        metadata = {**document.metadata, **(describe(new.memory) if new.memory else {})}
+        return changed(document, text if self.mode == "replace" else document.page_content, metadata)
 
     def _gmsa(self) -> GMSA:
         return self._engine(self.model)

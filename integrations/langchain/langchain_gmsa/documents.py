@@ -8,19 +8,15 @@ from typing import Any
 from langchain_core.documents import Document
 
 from gmsa_rag.errors import InputTypeError
-from gmsa_rag.memory.handles import find_handles
-from gmsa_rag.memory.memory import Memory
-
-KEY, RATE = "gmsa_key", "gmsa_rate"
-METADATA = (KEY, RATE, "gmsa_num_tokens", "gmsa_num_soft_tokens", "gmsa_fingerprint")
+from gmsa_rag.inference.replacing import KEY, METADATA, Passage, passage_of
 
 
 def check_documents(documents: object) -> list[Document]:
     """The documents as a list; InputTypeError unless they are a sequence of Document."""
     if not isinstance(documents, Sequence) or isinstance(documents, (str, bytes)):
-        raise InputTypeError(
-            "documents", expected="a sequence of Document", got=type(documents).__name__, remedy="Pass a list of them."
-        )
+        remedy = "Put it into a list." if isinstance(documents, Document) else "Pass [Document(page_content=...), ...]."
+        got = type(documents).__name__
+        raise InputTypeError("documents", expected="a sequence of Document", got=got, remedy=remedy)
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
             got = type(document).__name__
@@ -30,20 +26,18 @@ def check_documents(documents: object) -> list[Document]:
     return list(documents)
 
 
-def whole_handle(text: str) -> str | None:
-    """The handle, if a text is exactly one, with no more than white space around it."""
-    handles = find_handles(text)
-    return handles[0] if len(handles) == 1 and handles[0] == text.strip() else None
+def passage(document: Document) -> Passage:
+    """The passage of a document.
 
-
-def describe(memory: Memory) -> dict[str, Any]:
-    """The metadata of a compressed document: flat JSON scalars."""
-    values = (memory.key, memory.rate, memory.num_tokens, memory.num_soft_tokens, memory.fingerprint)
-    return dict(zip(METADATA, values, strict=True))
+    Raises:
+        MalformedHandleError: If it was compressed, and its text is a cut or altered handle now.
+    """
+    name = f"document {document.id or document.metadata.get(KEY, '')}".rstrip()
+    return passage_of(document.page_content, document.metadata, name)
 
 
 def undescribed(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata without what describe() adds."""
+    """Metadata without what compression adds."""
     return {name: value for name, value in metadata.items() if name not in METADATA}
 
 

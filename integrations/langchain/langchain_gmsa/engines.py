@@ -1,102 +1,99 @@
-"""Engines and stores, shared by all components of a process that name the same ones."""
+"""Fields that the components have in common: which engine, and which store."""
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from gmsa_rag.errors import ConfigError, FingerprintError
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.memory.database import IN_MEMORY
-from gmsa_rag.memory.store import MemoryStore, open_store
-
-DEFAULT_MODEL = "gmsa-mini"
-
-_engines: dict[tuple[str, str, str, str | None], GMSA] = {}
-_engines_lock = threading.Lock()
-_stores: dict[tuple[int, str], MemoryStore] = {}
-_stores_lock = threading.Lock()
+from gmsa_rag.inference.sharing import load_engine, path_text, shared_store
+from gmsa_rag.memory.store import MemoryStore
 
 
-def load_engine(model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None) -> GMSA:
-    """Load a checkpoint, once per process and combination of arguments.
-
-    Args:
-        model: A bundled name such as "gmsa-mini", a directory, or a hub id.
-        device: "auto" takes cuda, mps or cpu, the first there is.
-        dtype: "auto" keeps the files' dtype on a GPU and computes in float32 on a CPU.
-        revision: Of a hub id.
-    Returns:
-        The engine; the same one for the same arguments.
-    Raises:
-        CheckpointError: If there is no such checkpoint, or it is damaged.
-        ConfigError: If there is no such device or dtype.
-    """
-    key = (model, device, dtype, revision)
-    with _engines_lock:
-        if key not in _engines:
-            _engines[key] = GMSA.from_pretrained(model, device=device, dtype=dtype, revision=revision)
-        return _engines[key]
-
-
-def shared_store(store: MemoryStore | str | Path | None) -> MemoryStore:
-    """The store that a `store=` field means; a file is opened once per process and closed when that ends.
-
-    Args:
-        store: A store, the path of its file, or None for default_store().
-    Returns:
-        The store; the same one for the same path.
-    Raises:
-        StoreError: If the file cannot be opened, see MemoryStore.
-    """
-    if store is None or isinstance(store, MemoryStore):
-        return open_store(store)
-    key = (os.getpid(), str(store) if str(store) == IN_MEMORY else os.path.realpath(store))
-    with _stores_lock:
-        opened = _stores.get(key)
-        # A file that was deleted meanwhile is made anew; the old connection would write to nowhere.
-        if opened is None or (key[1] != IN_MEMORY and not os.path.exists(key[1])):
-            opened = MemoryStore(store)
-            atexit.register(opened.close)
-            _stores[key] = opened
-        return opened
-
-
-def path_text(value: object) -> object:
-    """A path as text, which serialises; anything else unchanged."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-class GMSASettings(BaseModel):
-    """What the compressor and the chat model have in common: which engine, and which store.
+class StoreSettings(BaseModel):
+    """Which store. A copy, shallow or deep, has the same one.
 
     Attributes:
-        gmsa: An engine in memory, instead of a checkpoint's name; it is not serialised.
-        device: "auto" takes cuda, mps or cpu, the first there is.
-        dtype: "auto", "float32", "bfloat16" or "float16".
-        revision: Of a hub id.
-        store: Where memories are kept: None for default_store(), a path, or a MemoryStore. Of a path, the namespace
-            is "default".
+        store: Where memories are kept: None for default_store(), a path, or a MemoryStore.
+        namespace: Of a path or of None. No namespace sees the handles of another.
     """
 
     model_config = ConfigDict(
         arbitrary_types_allowed=True, extra="forbid", populate_by_name=True, protected_namespaces=()
     )
 
+    store: Annotated[MemoryStore | str | Path | None, BeforeValidator(path_text)] = None
+    namespace: str | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        memo = {} if memo is None else memo
+        memo.update((id(shared), shared) for shared in self._shared())
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        if isinstance(self.store, MemoryStore):
+            raise ConfigError(
+                "store",
+                expected="None or a path, which can be pickled",
+                got="a MemoryStore, an open file",
+                remedy="Name the store by its path.",
+            )
+        return super().__getstate__()
+
+    def _shared(self) -> list[object]:
+        """What copies have in common."""
+        return [self.store]
+
+    def _memories(self) -> MemoryStore:
+        return shared_store(self.store, self.namespace)
+
+
+class GMSASettings(StoreSettings):
+    """What the compressor and the chat model have in common: which engine, and which store.
+
+    Weights are in no field but `gmsa`, and this one is never shown, serialised, pickled or copied. It is a field and
+    no private attribute so that `configurable_fields()`, which builds a component anew from its fields, keeps it.
+
+    Attributes:
+        gmsa: An engine in memory, instead of a checkpoint's name.
+        device: "auto" takes cuda, mps or cpu, the first there is.
+        dtype: "auto", "float32", "bfloat16" or "float16".
+        revision: Of a hub id.
+        token: For a private hub id; serialised as the secret HF_TOKEN.
+        fingerprint: The only checkpoint that may be used; None takes any. Serialising and pickling put that of `gmsa`
+            here, so that no other checkpoint takes its place unseen.
+    """
+
     gmsa: GMSA | None = Field(default=None, exclude=True, repr=False)
     device: str = "auto"
     dtype: str = "auto"
     revision: str | None = None
-    store: Annotated[MemoryStore | str | Path | None, BeforeValidator(path_text)] = None
+    token: SecretStr | None = None
+    fingerprint: str | None = None
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        return {**state, "__dict__": {**state["__dict__"], "gmsa": None, "fingerprint": self._expected()}}
+
+    def _shared(self) -> list[object]:
+        return [*super()._shared(), self.gmsa]
+
+    def _expected(self) -> str | None:
+        """Fingerprint of the checkpoint that stands for `gmsa` where this does not go."""
+        return self.fingerprint if self.gmsa is None else self.gmsa.fingerprint
 
     def _engine(self, model: str) -> GMSA:
-        if self.gmsa is not None:
-            return self.gmsa
-        return load_engine(model, device=self.device, dtype=self.dtype, revision=self.revision)
-
-    def _memories(self) -> MemoryStore:
-        return shared_store(self.store)
+        token = self.token.get_secret_value() if self.token else None
+        settings: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "revision": self.revision}
+        engine = self.gmsa or load_engine(model, **settings, token=token)
+        if self.fingerprint not in (None, engine.fingerprint):
+            raise FingerprintError(
+                "checkpoint",
+                expected=f"one of fingerprint {self.fingerprint}",
+                got=f"{'the engine' if self.gmsa else model!r} of {engine.fingerprint}",
+                remedy="Name the checkpoint in `model`, or assign the engine to `gmsa`.",
+            )
+        return engine

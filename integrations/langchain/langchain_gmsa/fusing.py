@@ -5,52 +5,53 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from langchain_core.outputs import ChatResult
-
 from gmsa_rag.errors import GMSAError
-from langchain_gmsa.messages import Turn
+from gmsa_rag.inference.microbatching import Request
+from gmsa_rag.inference.reading import Prompt, Turn
 
-Outcome = ChatResult | GMSAError
+Asked = tuple[Prompt, Request] | GMSAError
+"""A prompt and its place in the engine's queue, or what is wrong with it."""
 
 
 class FusedBatch:
-    """The prompts of a batch. The first run that needs its answer has all of them generated; the others take theirs.
+    """The prompts of a batch. The first run that needs its answer has all of them queued; each takes its own.
 
     LangChain's own batch() stays in charge of threads, callbacks, caches and errors; this only joins the work.
 
     Args:
         owner: The chat model whose batch it is.
         prompts: The turns of each prompt.
-        size: Most prompts to generate at once; None for all.
+        size: Most prompts to generate at once; None for the owner's own bound.
     """
 
     def __init__(self, owner: object, prompts: Sequence[list[Turn]], size: int | None) -> None:
-        self.owner, self._prompts, self._size = owner, prompts, size
-        self._waiting = list(range(len(prompts)))
-        self._outcomes: dict[int, Outcome] = {}
+        self.owner, self.size = owner, size
+        self._prompts: list[list[Turn]] = list(prompts)
+        self._asked: list[Asked] = []
+        self._requests: list[Request] = []
         self._lock = threading.Lock()
 
-    def take(self, turns: list[Turn], answer: Callable[[list[list[Turn]]], list[Outcome]]) -> Outcome | None:
-        """The outcome for a prompt, waiting for it if it is under way.
+    def take(self, turns: list[Turn], ask: Callable[[list[list[Turn]]], list[Asked]]) -> Asked | None:
+        """The place of a prompt in the queue.
 
         Args:
             turns: The prompt.
-            answer: Generates for several prompts.
+            ask: Queues several prompts.
         Returns:
-            Its outcome; None if the prompt is not, or no longer, of this batch.
+            Its place, or what is wrong with it; None if the prompt is not, or no longer, of this batch.
         """
         with self._lock:
-            index = next((index for index in self._waiting if self._prompts[index] == turns), None)
-            if index is None:
+            if turns not in self._prompts:
                 return None
-            self._waiting.remove(index)
-            if index not in self._outcomes:
-                self._answer([index, *(other for other in self._waiting if other not in self._outcomes)], answer)
-            return self._outcomes.pop(index)
+            if not self._asked:
+                self._asked = ask(self._prompts)
+                self._requests = [asked[1] for asked in self._asked if not isinstance(asked, GMSAError)]
+            index = self._prompts.index(turns)
+            del self._prompts[index]
+            return self._asked.pop(index)
 
-    def _answer(self, indexes: list[int], answer: Callable[[list[list[Turn]]], list[Outcome]]) -> None:
-        size, self._size = self._size, 1  # what fails as a whole goes on one by one
-        indexes = indexes[:size]
-        outcomes = answer([self._prompts[index] for index in indexes])
-        self._outcomes.update(zip(indexes, outcomes, strict=True))
-        self._size = size
+    def leave(self) -> None:
+        """Give up what nobody waits for any more: all of a batch that was cancelled, or what was in a cache."""
+        with self._lock:
+            for request in self._requests:
+                request.leave()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from langchain_core.messages import (
@@ -20,15 +18,10 @@ from langchain_core.messages.ai import UsageMetadata
 
 from gmsa_rag.errors import InputTypeError
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.inference.prompt import Part
-from gmsa_rag.memory.handles import OnMissing, resolve_parts
-from gmsa_rag.memory.memory import Memory
-from gmsa_rag.memory.store import MemoryStore
+from gmsa_rag.inference.reading import Prompt, Turn
+from gmsa_rag.memory.handles import parse_handle
 
 PROVIDER = "gmsa"
-Turn = tuple[str, str]
-"""A role of the chat template, and a text."""
-
 _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (SystemMessage, "system"),
     (HumanMessage, "user"),
@@ -36,72 +29,21 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (ToolMessage, "tool"),
     (FunctionMessage, "tool"),
 )
+_FILE_ID = "gmsa:"
 _UNREADABLE = ("audio", "file", "image", "video")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How handles are read.
-
-    Attributes:
-        on_missing: For a handle whose memory is gone: "error", "text" or "drop".
-        allowed: The handles that may be used; None allows all.
-        overflow: For a prompt that does not fit: "error", or "drop_last" to leave memories out from the end.
-    """
-
-    on_missing: OnMissing = "error"
-    allowed: Collection[str] | None = None
-    overflow: str = "error"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt as the decoder reads it, and what it takes.
-
-    Attributes:
-        parts: For GMSA.generate.
-        positions: Positions in the decoder.
-        soft_tokens: How many of them are soft tokens.
-        original_tokens: Tokens of the passages that those stand for.
-        dropped: Memories that were left out.
-    """
-
-    parts: list[Part]
-    positions: int
-    soft_tokens: int
-    original_tokens: int
-    dropped: int = 0
-
-
-def read_turns(messages: Iterable[BaseMessage]) -> list[Turn]:
+def turns_of(messages: Iterable[BaseMessage]) -> list[Turn]:
     """The role and text of each message.
+
+    A block may name a memory instead of text: `{"type": "non_standard", "value": {"gmsa": {"handle": handle}}}`, or a
+    `text-plain` block whose `file_id` is a handle without its brackets, which then is read in the place of its text.
 
     Raises:
         InputTypeError: If a message is of an unknown kind, or holds an image, audio, video or file.
+        MalformedHandleError: If a block names no whole handle.
     """
     return [(_role(message), _text(message)) for message in messages]
-
-
-def read_prompt(turns: Sequence[Turn], gmsa: GMSA, store: MemoryStore, reading: Reading) -> Prompt:
-    """Put memories in the place of handles, and the chat template around it all.
-
-    Raises:
-        HandleError: If a handle was cut, is unknown, or is not allowed.
-        FingerprintError: If a memory is of another checkpoint.
-        PromptTooLongError: If the prompt does not fit.
-    """
-    resolve = partial(store.resolve, fingerprint=gmsa.fingerprint)
-    options: dict[str, Any] = {"on_missing": reading.on_missing, "text_of": store.text, "allowed": reading.allowed}
-    messages = [{"role": role, "content": resolve_parts(text, resolve, **options)} for role, text in turns]
-    parts, dropped = gmsa.fit(gmsa.chat_prompt(messages), reading.overflow)
-    memories = [part for part in parts if isinstance(part, Memory)]
-    return Prompt(
-        parts,
-        gmsa.num_positions(parts),
-        sum(memory.num_soft_tokens for memory in memories),
-        sum(memory.num_tokens for memory in memories),
-        dropped,
-    )
 
 
 def usage(prompt: Prompt, text: str, gmsa: GMSA) -> UsageMetadata:
@@ -120,16 +62,6 @@ def response_metadata(prompt: Prompt, model: str) -> dict[str, Any]:
     return {"model_name": model, "model_provider": PROVIDER, "gmsa": numbers}
 
 
-def without_leading_space(pieces: Iterable[str]) -> Iterator[str]:
-    """Pieces of an answer without the one space that the decoder puts in front of it."""
-    started = False
-    for piece in pieces:
-        rest = piece if started else piece.removeprefix(" ")
-        started = started or bool(piece)
-        if rest:
-            yield rest
-
-
 def _role(message: BaseMessage) -> str:
     if isinstance(message, ChatMessage):
         return message.role
@@ -145,12 +77,27 @@ def _role(message: BaseMessage) -> str:
 
 
 def _text(message: BaseMessage) -> str:
-    texts: list[str] = []
-    for block in message.content_blocks:
-        if block["type"] in _UNREADABLE:
-            raise InputTypeError(
-                "message", expected="text", got=f"a block of type {block['type']!r}", remedy="Send its text instead."
-            )
-        if block["type"] in ("text", "text-plain"):
-            texts.append(str(block.get("text") or ""))
-    return "".join(texts)
+    return "".join(_block_text(block) for block in message.content_blocks)
+
+
+def _block_text(block: Mapping[str, Any]) -> str:
+    """Text of a content block, the handle of one that names a memory, nothing for calls and reasoning."""
+    if block["type"] in _UNREADABLE:
+        raise InputTypeError(
+            "message", expected="text", got=f"a block of type {block['type']!r}", remedy="Send its text instead."
+        )
+    if block["type"] == "non_standard":
+        value = block.get("value")
+        return _block_handle(value[PROVIDER]) if isinstance(value, Mapping) and PROVIDER in value else ""
+    if block["type"] == "text-plain" and str(block.get("file_id") or "").startswith(_FILE_ID):
+        return str(parse_handle(f"[[{block['file_id']}]]"))
+    return str(block.get("text") or "") if block["type"] in ("text", "text-plain") else ""
+
+
+def _block_handle(value: object) -> str:
+    handle = value.get("handle") if isinstance(value, Mapping) else None
+    if not isinstance(handle, str):
+        raise InputTypeError(
+            "non_standard block", expected='{"gmsa": {"handle": ...}}', got=repr(value)[:80], remedy="Name the handle."
+        )
+    return str(parse_handle(handle))

@@ -9,8 +9,9 @@ from langchain_core.prompts import ChatPromptTemplate
 
 from gmsa_rag.config import PASSAGE_TEMPLATE
 from gmsa_rag.inference.prompt import passage_frame
+from gmsa_rag.inference.replacing import whole_handle
 from gmsa_rag.memory.handles import neutralise
-from langchain_gmsa.documents import check_documents, whole_handle
+from langchain_gmsa.documents import check_documents, passage
 
 gmsa_prompt = ChatPromptTemplate.from_messages([("human", "{context}Question: {question}")])
 """Variables `context`, from format_docs(), and `question`; together the answer prompt of "gmsa-mini"."""
@@ -26,6 +27,7 @@ def format_docs(documents: Sequence[Document]) -> str:
         "[1] title\npassage\n" for each, without a title "[1]\npassage\n"; "" for none.
     Raises:
         InputTypeError: If they are no sequence of documents.
+        MalformedHandleError: If a document was compressed, and its text is a cut or altered handle now.
     Example:
         >>> format_docs([Document("It begins in Germany.", metadata={"title": "Danube"}), Document("It is blue.")])
         '[1] Danube\nIt begins in Germany.\n[2]\nIt is blue.\n'
@@ -35,4 +37,5 @@ def format_docs(documents: Sequence[Document]) -> str:
 
 def _format(number: int, document: Document) -> str:
     before, after = passage_frame(PASSAGE_TEMPLATE, number, neutralise(str(document.metadata.get("title") or "")))
-    return before + (whole_handle(document.page_content) or neutralise(document.page_content)) + after
+    text = passage(document).text
+    return before + (whole_handle(text) or neutralise(text)) + after

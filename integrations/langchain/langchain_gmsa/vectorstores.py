@@ -5,31 +5,48 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from gmsa_rag.errors import InputError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
+from gmsa_rag.memory.handles import find_handles, neutralise
 from gmsa_rag.memory.index import Entry, VectorIndex
 
+# The engine, and with it torch, is loaded only where there is something to compress or to forget.
+if TYPE_CHECKING:
+    from gmsa_rag.memory.store import MemoryStore
+    from langchain_gmsa.compressor import GMSAContextCompressor
+
 Filter = Mapping[str, Any] | Callable[[Document], bool]
+COMPRESSED_AT_ONCE = 256
 
 
 class GMSAVectorStore(VectorStore):
     """A vector store over VectorIndex: exact cosine search, rows that survive, no pickle.
 
-    Give it documents as they are, never compressed ones: a handle means nothing to an embedding model. Compress what
-    it finds. A filter is either a mapping, whose every item a document's metadata must have (a list means any of its
-    values), or a function of the document.
+    It embeds, keeps and finds documents as they are; a compressed one is refused, since a handle means nothing to an
+    embedding model. With a compressor, documents are compressed when they are added, so that the first question finds
+    their memories; without one, when they are first retrieved. `as_retriever(compressed=True)` gives them with handles
+    in the place of their text.
+
+    What is deleted or replaced is forgotten: the vector, the row, and the memories of its text at every rate, unless
+    another row has the same text. Memories are looked for in the compressor's store, or without one in default_store(),
+    and in the database itself.
+
+    A filter is either a mapping, whose every item a document's metadata must have (a list means any of its values), or
+    a function of the document.
 
     Args:
         embedding: Embeds documents and questions.
         path: The database, made if missing; may be that of a MemoryStore. ":memory:" keeps it in memory.
         namespace: Of the database; made if missing.
+        compressor: Compresses what is added into its own store; None compresses nothing.
     Raises:
         DependencyError: If faiss is missing, or installed twice.
         StoreError: If the file cannot be opened.
@@ -40,8 +57,15 @@ class GMSAVectorStore(VectorStore):
         ['Oslo']
     """
 
-    def __init__(self, embedding: Embeddings, path: str | Path = IN_MEMORY, *, namespace: str = "default") -> None:
-        self._embedding = embedding
+    def __init__(
+        self,
+        embedding: Embeddings,
+        path: str | Path = IN_MEMORY,
+        *,
+        namespace: str = "default",
+        compressor: GMSAContextCompressor | None = None,
+    ) -> None:
+        self._embedding, self.compressor = embedding, compressor
         self.index = VectorIndex(path, namespace)
 
     @property
@@ -59,6 +83,7 @@ class GMSAVectorStore(VectorStore):
         ids: list[str] | None = None,
         path: str | Path = IN_MEMORY,
         namespace: str = "default",
+        compressor: GMSAContextCompressor | None = None,
         **kwargs: Any,
     ) -> GMSAVectorStore:
         """Make a store and add texts to it.
@@ -70,13 +95,52 @@ class GMSAVectorStore(VectorStore):
             ids: One name for each text.
             path: The database.
             namespace: Of the database.
+            compressor: Compresses them, see the class.
             **kwargs: Nothing; LangChain's signature.
         Returns:
             The store.
         """
-        store = cls(embedding, path, namespace=namespace)
+        store = cls(embedding, path, namespace=namespace, compressor=compressor)
         store.add_texts(texts, metadatas, ids=ids)
         return store
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        embedding: Embeddings,
+        *,
+        namespace: str = "default",
+        compressor: GMSAContextCompressor | None = None,
+    ) -> GMSAVectorStore:
+        """Open a database that is there, such as one that save() wrote.
+
+        Args:
+            path: The database.
+            embedding: What its documents were embedded with.
+            namespace: Of the database.
+            compressor: See the class.
+        Returns:
+            The store; what it is told to change, it changes in the file.
+        Raises:
+            StoreError: If there is no such file, or it cannot be opened.
+        """
+        if not Path(path).is_file():
+            raise StoreError(f"store {path}", expected="a file", got="none", remedy="Check the path, or save() first.")
+        return cls(embedding, path, namespace=namespace, compressor=compressor)
+
+    def save(self, path: str | Path) -> None:
+        """Write texts, metadata and vectors to a file in one transaction, in the place of those of this namespace.
+
+        Memories are not among them: they are where the compressor has them, found by content.
+
+        Args:
+            path: The file, made if missing; the store's own needs no saving.
+        Raises:
+            ShapeError: If the file holds vectors of another width.
+            StoreError: If it cannot be written.
+        """
+        self.index.save(path)
 
     def add_texts(
         self,
@@ -88,32 +152,43 @@ class GMSAVectorStore(VectorStore):
     ) -> list[str]:
         """Embed and add texts in one transaction; one whose id is there already replaces it.
 
+        Memories are made before: an error or a kill leaves the index as it was.
+
         Args:
-            texts: Texts.
+            texts: Texts, none of which is a handle.
             metadatas: One JSON object for each text.
             ids: One name for each text; None makes a random one.
             **kwargs: Nothing; LangChain's signature.
         Returns:
             The ids.
         Raises:
-            InputError: If counts differ, or a metadata is not JSON.
+            InputError: If counts differ, a text is a handle, or a metadata is not JSON.
             ShapeError: If the vectors have another width than those in the store.
         """
-        texts = list(texts)
+        texts = [_check_original(text) for text in texts]
         names = None if ids is None else [uuid.uuid4().hex if name is None else name for name in ids]
         vectors = self._embedding.embed_documents(texts) if texts else []
+        self._compress(texts)
+        kept = set(texts)
+        self._forget([entry for entry in self.index.get(names or []) if entry and entry.text not in kept])
         return self.index.add(texts, vectors, metadatas, names)
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
-        """Delete documents; their bytes leave the file.
+        """Delete documents and their memories; their bytes leave the files.
+
+        Memories go first: after a kill in between, deleting again does the rest.
 
         Args:
             ids: Their ids; those that are not there are passed over. None deletes all.
             **kwargs: Nothing; LangChain's signature.
         Returns:
             True.
+        Raises:
+            StoreError: If another connection keeps bytes in the log of a file; deleting again erases them.
         """
-        self.index.delete([entry.id for entry in self.index.entries()] if ids is None else ids)
+        entries = self.index.entries() if ids is None else [entry for entry in self.index.get(ids) if entry]
+        self._forget(entries)
+        self.index.delete([entry.id for entry in entries])
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -137,7 +212,7 @@ class GMSAVectorStore(VectorStore):
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Find documents as similarity_search() does, each with its cosine similarity, in [-1, 1], higher is closer."""
-        return self.similarity_search_with_score_by_vector(self._embedding.embed_query(query), k, filter)
+        return self.similarity_search_with_score_by_vector(self._embed_query(query), k, filter)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **kwargs: Any
@@ -173,7 +248,7 @@ class GMSAVectorStore(VectorStore):
         Returns:
             Documents in the order they were chosen.
         """
-        vector = self._embedding.embed_query(query)
+        vector = self._embed_query(query)
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter)
 
     def max_marginal_relevance_search_by_vector(
@@ -193,12 +268,70 @@ class GMSAVectorStore(VectorStore):
         chosen = maximal_marginal_relevance(np.asarray(embedding, np.float32), vectors, lambda_mult, k)
         return [_document(entries[index]) for index in chosen]
 
+    def as_retriever(self, *, compressed: bool = False, **kwargs: Any) -> VectorStoreRetriever:
+        """Make a retriever over this store.
+
+        Args:
+            compressed: Have it give documents with handles: a GMSARetriever.
+            **kwargs: LangChain's `search_type`, `search_kwargs` and `tags`. If compressed also `k`, and a `compressor`
+                other than the store's own, which is `GMSAContextCompressor()` where it has none.
+        Returns:
+            The retriever.
+        """
+        if not compressed:
+            return super().as_retriever(**kwargs)
+        from langchain_gmsa.retrievers import GMSARetriever
+
+        if self.compressor is not None:
+            kwargs.setdefault("compressor", self.compressor)
+        tags = kwargs.pop("tags", None) or self._get_retriever_tags()
+        return GMSARetriever(vectorstore=self, tags=tags, **kwargs)
+
     def close(self) -> None:
         """Close the database; closing again does nothing."""
         self.index.close()
 
+    def _embed_query(self, query: str) -> list[float]:
+        return self._embedding.embed_query(_check_original(query))
+
+    def _compress(self, texts: list[str]) -> None:
+        """Have the compressor put the memories of texts into its store, some at a time."""
+        if self.compressor is not None:
+            for start in range(0, len(texts), COMPRESSED_AT_ONCE):
+                self.compressor.invoke([Document(text) for text in texts[start : start + COMPRESSED_AT_ONCE]])
+
+    def _forget(self, entries: list[Entry]) -> None:
+        """Delete the memories of rows that are about to go, where no other row has the same text."""
+        texts = {entry.text for entry in entries}
+        gone = texts - self.index.held(texts, without=[entry.id for entry in entries])
+        for store in self._stores() if gone else ():
+            store.forget_many(neutralise(text) for text in gone)
+
+    def _stores(self) -> list[MemoryStore]:
+        """Where memories of this store's texts may be."""
+        from gmsa_rag.inference.sharing import shared_store
+
+        own = shared_store(self.compressor.store, self.compressor.namespace) if self.compressor else shared_store(None)
+        beside = own if self.index.path == IN_MEMORY else shared_store(self.index.path, self.index.namespace)
+        return [own] if beside is own else [own, beside]
+
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return _relevance
+
+
+def _check_original(text: str) -> str:
+    """The text itself; InputError if it is nothing but handles."""
+    rest = text
+    for handle in find_handles(text):
+        rest = rest.replace(handle, "")
+    if rest != text and not rest.strip():
+        raise InputError(
+            "text",
+            expected="the original, which an embedding model understands",
+            got=f"a handle, {text.strip()[:80]}",
+            remedy="Index documents before they are compressed, or restore_documents() first.",
+        )
+    return text
 
 
 def _document(entry: Entry) -> Document:

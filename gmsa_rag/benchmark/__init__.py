@@ -1,0 +1,1 @@
+"""Benchmarks: each measures our path and its baselines in the same run."""

@@ -1,0 +1,94 @@
+"""Engines and stores, shared by all components of a process that name the same ones."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from pathlib import Path
+
+from gmsa_rag.errors import InputError
+from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.memory.database import IN_MEMORY
+from gmsa_rag.memory.store import DEFAULT_STORE_MEMORIES, MemoryStore, default_store
+
+DEFAULT_MODEL = "gmsa-mini"
+DEFAULT_NAMESPACE = "default"
+
+_engines: dict[tuple[str, str, str, str | None], GMSA] = {}
+_engines_lock = threading.Lock()
+_stores: dict[tuple[int, str | None, str], MemoryStore] = {}
+_stores_lock = threading.Lock()
+
+
+def load_engine(
+    model: str, *, device: str = "auto", dtype: str = "auto", revision: str | None = None, token: str | None = None
+) -> GMSA:
+    """Load a checkpoint, once per process and combination of arguments, the token aside.
+
+    Args:
+        model: A bundled name such as "gmsa-mini", a directory, or a hub id.
+        device: "auto" takes cuda, mps or cpu, the first there is.
+        dtype: "auto" keeps the files' dtype on a GPU and computes in float32 on a CPU.
+        revision: Of a hub id.
+        token: For a private hub id.
+    Returns:
+        The engine; the same one for the same arguments.
+    Raises:
+        CheckpointError: If there is no such checkpoint, or it is damaged.
+        ConfigError: If there is no such device or dtype.
+    """
+    key = (model, device, dtype, revision)
+    if key in _engines:  # without waiting for another one that is being loaded
+        return _engines[key]
+    with _engines_lock:
+        if key not in _engines:
+            _engines[key] = GMSA.from_pretrained(model, device=device, dtype=dtype, revision=revision, token=token)
+        return _engines[key]
+
+
+def shared_store(store: MemoryStore | str | Path | None, namespace: str | None = None) -> MemoryStore:
+    """The store that a `store=` and a `namespace=` setting mean; opened once per process and closed when that ends.
+
+    Args:
+        store: A store, the path of its file, or None for default_store().
+        namespace: Of a path or of None, whose other namespaces are in memory and bounded like default_store(); a
+            store has its own already. None for that, or for "default".
+    Returns:
+        The store; the same one for the same path and namespace.
+    Raises:
+        InputError: If a store is of another namespace.
+        StoreError: If the file cannot be opened, see MemoryStore.
+    """
+    if isinstance(store, MemoryStore):
+        if namespace not in (None, store.namespace):
+            raise InputError(
+                "namespace",
+                expected=f"{store.namespace!r}, that of the store",
+                got=repr(namespace),
+                remedy="Name the store by its path, or pass a MemoryStore of that namespace.",
+            )
+        return store
+    name = DEFAULT_NAMESPACE if namespace is None else namespace
+    if store is None and name == DEFAULT_NAMESPACE:
+        return default_store()
+    path = str(store) if store is None or str(store) == IN_MEMORY else os.path.realpath(store)
+    return _opened((os.getpid(), None if store is None else path, name))
+
+
+def path_text(value: object) -> object:
+    """A path as text, which serialises; anything else unchanged."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _opened(key: tuple[int, str | None, str]) -> MemoryStore:
+    _, path, namespace = key
+    with _stores_lock:
+        opened = _stores.get(key)
+        # A file that was deleted meanwhile is made anew; the old connection would write to nowhere.
+        if opened is None or (path not in (None, IN_MEMORY) and not os.path.exists(str(path))):
+            bound = DEFAULT_STORE_MEMORIES if path is None else None
+            opened = MemoryStore(path or IN_MEMORY, namespace, max_memories=bound)
+            atexit.register(opened.close)
+            _stores[key] = opened
+        return opened

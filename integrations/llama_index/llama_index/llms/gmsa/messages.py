@@ -1,0 +1,77 @@
+"""LlamaIndex messages to turns of the chat template, and answers back to responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.llms.types import (
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+)
+
+from gmsa_rag.errors import InputTypeError
+from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.reading import Prompt, Turn
+
+_ROLES = {
+    MessageRole.DEVELOPER: "system",
+    MessageRole.FUNCTION: "tool",
+    MessageRole.CHATBOT: "assistant",
+    MessageRole.MODEL: "assistant",
+}
+
+
+def turns(messages: Sequence[ChatMessage]) -> list[Turn]:
+    """The role and text of each message.
+
+    Raises:
+        InputTypeError: If a message holds an image, audio, video, document, citation or tool call.
+    """
+    return [(_ROLES.get(message.role, message.role.value), _text(message)) for message in messages]
+
+
+def usage(prompt: Prompt, text: str, gmsa: GMSA) -> dict[str, int]:
+    """Positions of the prompt, and tokens of the answer's text, under the names that LlamaIndex counts by."""
+    answered = len(gmsa.codec.encode([text])[0])
+    numbers = {"prompt_tokens": prompt.positions, "completion_tokens": answered}
+    return {**numbers, "total_tokens": prompt.positions + answered}
+
+
+def raw(prompt: Prompt, numbers: dict[str, int], model: str) -> dict[str, Any]:
+    """What a response says of its making."""
+    gmsa = {"soft_tokens": prompt.soft_tokens, "original_tokens": prompt.original_tokens}
+    if prompt.dropped:
+        gmsa["dropped_memories"] = prompt.dropped
+    return {"model": model, "usage": numbers, "gmsa": gmsa}
+
+
+def completion(text: str, delta: str | None = None, raw: dict[str, Any] | None = None) -> CompletionResponse:
+    """A completion; `raw` is for a whole one, or the last of a stream."""
+    return CompletionResponse(text=text, delta=delta, raw=raw, additional_kwargs=raw["usage"] if raw else {})
+
+
+def as_chat(response: CompletionResponse) -> ChatResponse:
+    """A completion as an answer in a chat."""
+    return ChatResponse(
+        message=ChatMessage(role=MessageRole.ASSISTANT, content=response.text),
+        delta=response.delta,
+        raw=response.raw,
+        additional_kwargs=response.additional_kwargs,
+    )
+
+
+def _text(message: ChatMessage) -> str:
+    texts = []
+    for block in message.blocks:
+        if isinstance(block, TextBlock):
+            texts.append(block.text)
+        elif not isinstance(block, (CachePoint, ThinkingBlock)):
+            got = f"a block of type {block.block_type!r}"
+            raise InputTypeError("message", expected="text", got=got, remedy="Send its text instead.")
+    return "\n".join(texts)

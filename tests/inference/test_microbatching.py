@@ -1,0 +1,330 @@
+"""Prompts that wait at the same time share a batch; who leaves or fails harms nobody."""
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gmsa_rag.errors import ConfigError, GenerationTimeoutError, GMSAError, InputError
+from gmsa_rag.inference.microbatching import Batching, stream, submit
+
+NO_WINDOW = Batching(window=0)
+
+
+class Engine:
+    """Answers in capitals, and remembers its batches; while `go` is clear it waits before each."""
+
+    def __init__(self):
+        self.batches, self.sampling = [], []
+        self.go, self.started = threading.Event(), threading.Event()
+        self.closed = 0
+        self.go.set()
+
+    def generate(self, prompts, **sampling):
+        self._begin([prompt[0] for prompt in prompts], sampling)
+        return [prompt[0].upper() for prompt in prompts]
+
+    def stream(self, prompt, **sampling):
+        try:
+            self._begin([prompt[0]], sampling)
+            for letter in prompt[0]:
+                yield letter.upper()
+        finally:
+            self.closed += 1
+
+    def _begin(self, batch, sampling):
+        self.started.set()
+        assert self.go.wait(60)
+        self.batches.append(batch)
+        self.sampling.append(sampling)
+        if "bad" in batch:
+            raise InputError("prompt", expected="a good one", got="bad", remedy="Mend it.")
+
+
+@pytest.fixture
+def engine():
+    engine = Engine()
+    yield engine
+    engine.go.set()
+
+
+def ask(engine, *texts, **settings):
+    return submit(engine, [[text] for text in texts], **settings)
+
+
+@pytest.fixture
+def busy(engine):
+    """The engine works on "first" until `go` is set."""
+    engine.go.clear()
+    [request] = ask(engine, "first")
+    assert engine.started.wait(60)
+    return request
+
+
+def test_a_lone_prompt_starts_at_once_whatever_the_window(engine):
+    [request] = ask(engine, "one", batching=Batching(window=3600))
+    assert request.result() == "ONE"
+    assert engine.batches == [["one"]]
+
+
+def test_what_comes_in_while_a_batch_runs_is_the_next_batch(engine, busy):
+    requests = [ask(engine, text)[0] for text in "abcd"]
+    engine.go.set()
+    assert [request.result() for request in requests] == ["A", "B", "C", "D"]
+    assert busy.result() == "FIRST"
+    assert engine.batches == [["first"], ["a", "b", "c", "d"]]
+
+
+def test_prompts_of_one_call_are_one_batch(engine):
+    assert [request.result() for request in ask(engine, "a", "b", "c")] == ["A", "B", "C"]
+    assert engine.batches == [["a", "b", "c"]]
+    assert ask(engine) == []
+
+
+def test_a_batch_has_at_most_its_size(engine):
+    requests = ask(engine, *"abcde", batching=Batching(window=0, max_size=2))
+    assert [request.result() for request in requests] == ["A", "B", "C", "D", "E"]
+    assert engine.batches == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_a_full_batch_does_not_wait_for_the_window(engine, busy):
+    requests = [ask(engine, text, batching=Batching(window=3600, max_size=2))[0] for text in "abcd"]
+    engine.go.set()
+    assert [request.result() for request in requests] == ["A", "B", "C", "D"]
+
+
+def test_waiting_prompts_wait_for_company_after_a_batch(engine, busy):
+    window = Batching(window=3600, max_size=2)
+    [request] = ask(engine, "a", batching=window)
+    engine.go.set()
+    busy.result()
+    [company] = ask(engine, "b", batching=window)
+    assert [request.result(), company.result()] == ["A", "B"]
+    assert engine.batches == [["first"], ["a", "b"]]
+
+
+def test_only_equal_settings_share_a_batch(engine, busy):
+    settings = [{}, {"temperature": 0.5}, {"stop": ["x"]}, {"max_new_tokens": 7}, {}, {"top_p": 0.5}, {"stop": ("x",)}]
+    requests = [
+        ask(engine, text, batching=NO_WINDOW, **setting)[0] for text, setting in zip("abcdefg", settings, strict=True)
+    ]
+    engine.go.set()
+    assert [request.result() for request in requests] == list("ABCDEFG")
+    assert engine.batches[1:] == [["a", "e"], ["b"], ["c", "g"], ["d"], ["f"]]
+    plain = {
+        "max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "stop": (), "seed": None, "min_new_tokens": 0,
+    }  # fmt: skip
+    assert engine.sampling[1:4] == [plain, {**plain, "temperature": 0.5}, {**plain, "stop": ("x",)}]
+
+
+def test_a_prompt_with_a_seed_is_alone(engine, busy):
+    requests = ask(engine, "a", "b", seed=1, batching=NO_WINDOW) + ask(engine, "c", "d", batching=NO_WINDOW)
+    engine.go.set()
+    assert [request.result() for request in requests] == list("ABCD")
+    assert engine.batches == [["first"], ["a"], ["b"], ["c", "d"]]
+    assert [sampling["seed"] for sampling in engine.sampling] == [None, 1, 1, None]
+
+
+def test_an_error_stays_with_its_prompt(engine):
+    requests = ask(engine, "a", "b", "bad", "c", "d")
+    assert [request.result() for request in requests if request.prompt != ["bad"]] == ["A", "B", "C", "D"]
+    with pytest.raises(InputError):
+        requests[2].result()
+    assert engine.batches == [["a", "b", "bad", "c", "d"], ["a", "b"], ["bad", "c", "d"], ["bad"], ["c", "d"]]
+    assert ask(engine, "e")[0].result() == "E"
+
+
+def test_too_few_texts_are_an_error_and_not_a_hang(engine):
+    engine.generate = lambda prompts, **sampling: []
+    engine.stream = lambda prompt, **sampling: (piece for piece in ["alone"])
+    assert [request.result() for request in ask(engine, "a", "b")] == ["alone", "alone"]
+
+
+def test_who_left_before_the_start_is_dropped(engine, busy):
+    kept, left = ask(engine, "kept", "left")
+    left.leave()
+    engine.go.set()
+    assert kept.result() == "KEPT"
+    assert engine.batches == [["first"], ["kept"]]
+
+
+def test_a_timeout_is_a_typed_error_and_the_prompt_is_dropped(engine, busy):
+    late, patient = ask(engine, "late", timeout=0)[0], ask(engine, "patient", timeout=3600)[0]
+    with pytest.raises(GenerationTimeoutError, match="0 seconds") as error:
+        late.result()
+    assert isinstance(error.value, TimeoutError)
+    assert isinstance(error.value, GMSAError)
+    engine.go.set()
+    assert patient.result() == "PATIENT"
+    assert engine.batches == [["first"], ["patient"]]
+
+
+async def test_a_timeout_of_a_task_is_the_same_error(engine, busy):
+    with pytest.raises(GenerationTimeoutError):
+        await ask(engine, "late", timeout=0)[0].aresult()
+    engine.go.set()
+    assert await busy.aresult() == "FIRST"
+    assert engine.batches == [["first"]]
+
+
+def test_an_engines_own_timeout_error_comes_through(engine):
+    def fail(prompt, **sampling):
+        raise TimeoutError("of the engine")
+        yield
+
+    engine.stream = fail
+    with pytest.raises(TimeoutError, match="of the engine"):
+        ask(engine, "a", timeout=3600)[0].result()
+
+
+async def test_an_engines_own_timeout_error_comes_through_to_a_task(engine):
+    def fail(prompt, **sampling):
+        raise TimeoutError("of the engine")
+        yield
+
+    engine.stream = fail
+    with pytest.raises(TimeoutError, match="of the engine"):
+        await ask(engine, "a", timeout=3600)[0].aresult()
+
+
+def test_leaving_a_lone_generation_ends_it(engine):
+    reached, read = threading.Event(), []
+
+    def endless(prompt, **sampling):
+        try:
+            while True:
+                read.append("x")
+                reached.set()
+                yield "x"
+        finally:
+            engine.closed += 1
+
+    engine.stream = endless
+    [request] = ask(engine, "endless")
+    assert reached.wait(60)
+    request.leave()
+    assert ask(engine, "a", "b", batching=NO_WINDOW)[1].result() == "B"  # the queue goes on, so it has ended
+    assert engine.closed == 1
+
+
+def test_a_stream_ends_when_it_is_closed_or_out_of_time(engine):
+    assert "".join(stream(engine, ["whole"], timeout=3600)) == "WHOLE"
+    pieces = stream(engine, ["closed"])
+    assert next(pieces) == "C"
+    pieces.close()
+    assert engine.closed == 2
+    with pytest.raises(GenerationTimeoutError):
+        next(stream(engine, ["late"], timeout=0))
+    assert engine.closed == 3
+
+
+async def test_a_cancelled_task_leaves_and_the_others_stay(engine, busy):
+    tasks = [asyncio.ensure_future(request.aresult()) for request in ask(engine, "a", "b", "c")]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[1]
+    engine.go.set()
+    assert [await tasks[0], await tasks[2]] == ["A", "C"]
+    assert engine.batches == [["first"], ["a", "c"]]
+
+
+def test_threads_and_event_loops_share_batches(engine, busy):
+    def in_a_loop(texts):
+        async def run():
+            return await asyncio.gather(*(ask(engine, text)[0].aresult() for text in texts))
+
+        return asyncio.run(run())
+
+    waiting = threading.Barrier(4)
+    inside = []
+
+    def wait_for_all(answer):
+        waiting.wait(60)
+        inside.append(answer)
+        return answer()
+
+    with ThreadPoolExecutor(3) as pool:
+        looped = [pool.submit(wait_for_all, lambda texts=texts: in_a_loop(texts)) for texts in ("ab", "cd")]
+        blocked = pool.submit(wait_for_all, lambda: ask(engine, "e")[0].result())
+        waiting.wait(60)
+        engine.go.set()
+        assert [future.result() for future in looped] == [["A", "B"], ["C", "D"]]
+        assert blocked.result() == "E"
+    assert sorted(text for batch in engine.batches for text in batch) == ["a", "b", "c", "d", "e", "first"]
+
+
+def test_engines_do_not_wait_for_each_other(engine, busy):
+    assert ask(Engine(), "other")[0].result() == "OTHER"
+    engine.go.set()
+
+
+def test_nothing_stays_behind(engine):
+    ask(engine, "a")[0].result()
+    for thread in threading.enumerate():
+        if thread.name == "gmsa-microbatching":
+            thread.join(60)
+    assert "gmsa-microbatching" not in [thread.name for thread in threading.enumerate()]
+    other = Engine()
+    [request] = ask(other, "a")
+    request.result()
+    gone = weakref.ref(other)
+    for thread in threading.enumerate():
+        if thread.name == "gmsa-microbatching":
+            thread.join(60)
+    del other, request
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window": -1}, {"window": float("nan")}, {"max_size": 0}, {"max_size": -1}], ids=str
+)
+def test_a_setting_out_of_range_is_a_typed_error(settings):
+    with pytest.raises(ConfigError):
+        Batching(**settings)
+
+
+SCRIPT = """
+import os, sys, threading
+from gmsa_rag.inference.microbatching import submit
+
+class Engine:
+    def __init__(self):
+        self.go, self.started = threading.Event(), threading.Event()
+    def stream(self, prompt, **sampling):
+        self.started.set()
+        self.go.wait()
+        yield prompt[0].upper()
+
+engine = Engine()
+[request] = submit(engine, [["parent"]])
+engine.started.wait()
+waiting = submit(engine, [["waiting"]])
+child = os.fork()
+if child == 0:
+    engine.go, engine.started = threading.Event(), threading.Event()  # a thread may have held the old ones' locks
+    engine.go.set()
+    print(submit(engine, [["child"]])[0].result(), flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+engine.go.set()
+print(request.result(), waiting[0].result(), flush=True)
+last = submit(engine, [["unread"]])
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_forked_child_begins_anew_and_an_interpreter_ends():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["CHILD", "PARENT", "WAITING", "False"]
