@@ -20,7 +20,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PARALLEL := OMP_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: help setup setup-dev demo test test-slow check docs dist train-mini bench clean
+.PHONY: help setup setup-dev demo test test-slow test-newest-core check docs dist train-mini bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,11 @@ test: setup-dev check ## All checks, then the tests and the examples in docstrin
 
 test-slow: setup-dev ## What `make test` leaves out: a whole training of a tiny model, several processes
 	@$(OFFLINE) $(RUN) -m pytest -m slow tests $(ARGS)
+
+test-newest-core: setup-dev ## The LangChain tests on the newest langchain-core there is
+	@$(RUN) -m pip install -qq --no-deps --upgrade --target $(VENV)/newest-core "langchain-core>=1.8,<2"
+	@ls -d $(VENV)/newest-core/langchain_core-*.dist-info
+	@$(OFFLINE) $(PARALLEL) PYTHONPATH=$(VENV)/newest-core $(RUN) -m pytest -n $(WORKERS) tests/langchain $(ARGS)
 
 docs: setup-dev ## Run every snippet of the README and docs/
 	@$(OFFLINE) $(RUN) -m pytest tests/test_docs.py $(ARGS)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -41,6 +42,7 @@ from gmsa_rag.modeling.checkpoint import Checkpoint, fingerprint, load_checkpoin
 from gmsa_rag.modeling.compressor import Compressor
 
 logger = logging.getLogger(__name__)
+TOKENISED_AT_ONCE = 256
 
 
 class GMSA:
@@ -363,11 +365,13 @@ class GMSA:
         save_checkpoint(Checkpoint(self.config, self.compressor, self.decoder, self.tokenizer), Path(directory), dtype)
 
     def _compress(self, texts: Sequence[str], keys: Sequence[str], rate: int) -> list[Memory]:
-        passages = self.codec.encode(texts)
+        # Some at a time, as compression asks for them: a GPU computes while the next ones are tokenised.
+        pieces = (texts[start : start + TOKENISED_AT_ONCE] for start in range(0, len(texts), TOKENISED_AT_ONCE))
+        passages = chain.from_iterable(map(self.codec.encode, pieces))
         compressed = compress_passages(self.compressor, passages, rate, self.config.window)
         return [
-            Memory(soft_tokens, key, rate, len(ids), self.fingerprint, borders)
-            for key, ids, (soft_tokens, borders) in zip(keys, passages, compressed, strict=True)
+            Memory(soft_tokens, key, rate, borders[-1], self.fingerprint, borders)
+            for key, (soft_tokens, borders) in zip(keys, compressed, strict=True)
         ]
 
     def _fit(self, prompt: Part | Sequence[Part], overflow: str = "error", room: int = 1) -> Fitted:

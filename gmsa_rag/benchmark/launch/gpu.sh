@@ -40,6 +40,10 @@ for part in "${parts[@]}"; do
                 # First token from stored memories, and the whole with compression, by the length of the context.
                 bench answer --shape "$shape" --dtype "$dtype" --context "$contexts" --tokens "$length" \
                     --rates 4,8,16 --new-tokens "$new" --repeats "$rounds"
+                # Longer passages that touch, so that what stands between memories does not weigh.
+                mkdir -p "$out/plain"
+                out="$out/plain" bench answer --shape "$shape" --dtype "$dtype" --context "$contexts" --no-numbered \
+                    --tokens $((length * 4)) --rates 16 --new-tokens "$new" --repeats "$rounds"
                 # The same with half the encoder: the ceiling depends on its layers.
                 mkdir -p "$out/4-layers"
                 out="$out/4-layers" bench answer --shape "$shape" --dtype "$dtype" --context "${contexts%%,*}" \
