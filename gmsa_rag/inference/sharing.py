@@ -85,10 +85,21 @@ def _opened(key: tuple[int, str | None, str]) -> MemoryStore:
     _, path, namespace = key
     with _stores_lock:
         opened = _stores.get(key)
-        # A file that was deleted meanwhile is made anew; the old connection would write to nowhere.
-        if opened is None or (path not in (None, IN_MEMORY) and not os.path.exists(str(path))):
+        # A store that someone closed is opened again, and so is one whose file was deleted or replaced meanwhile: the
+        # old connection would write to nowhere.
+        if opened is None or not opened.is_current:
             bound = DEFAULT_STORE_MEMORIES if path is None else None
             opened = MemoryStore(path or IN_MEMORY, namespace, max_memories=bound)
             atexit.register(opened.close)
             _stores[key] = opened
         return opened
+
+
+def _renew_locks() -> None:
+    global _engines_lock, _stores_lock
+    _engines_lock, _stores_lock = threading.Lock(), threading.Lock()
+
+
+# A thread may have held one of them when another one forked.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -86,6 +86,11 @@ class GMSAMemoryCache(MemoryStore):
         """What the memories lie in, in words."""
         return f"in a byte store of type {type(self._bytes).__name__}"
 
+    @property
+    def is_current(self) -> bool:
+        """True: whoever made the byte store closes it."""
+        return True
+
     def get_many(self, keys: Sequence[str]) -> list[Memory | None]:
         """Read memories by key.
 

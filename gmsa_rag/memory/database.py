@@ -53,11 +53,17 @@ class Database:
             check_secret(secret)
         with self._typed_errors():
             self._connection = _open(self.path)
+        self._file = _identity_of(self.path)
         try:
             self.namespace_id, self.secret = self._enter(namespace, secret)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is open in this process, and its file still the one under its path."""
+        return not self._closed and self._process == os.getpid() and self._file == _identity_of(self.path)
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
@@ -181,12 +187,31 @@ def check_namespace(namespace: str) -> str:
     return namespace
 
 
+def _identity_of(path: str) -> tuple[int, int] | None:
+    """What tells a file from another that takes its path; None in memory."""
+    try:
+        status = os.stat(path) if path != IN_MEMORY else None
+    except FileNotFoundError:
+        return 0, 0
+    return status and (status.st_dev, status.st_ino)
+
+
 def _check_path(path: str | Path) -> str:
     if not isinstance(path, (str, Path)):
         raise InputTypeError("path", expected="a str or Path", got=type(path).__name__, remedy="Pass the file's path.")
     if path == "" or "\x00" in str(path):
         raise InputError("path", expected="a file", got=repr(path)[:80], remedy='Use ":memory:" for none.')
     return str(path)
+
+
+def _renew_lock() -> None:
+    global _creating
+    _creating = threading.RLock()
+
+
+# A thread may have held the lock when another one forked.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _open(path: str) -> sqlite3.Connection:

@@ -74,6 +74,11 @@ class MemoryStore:
         """The file, or ":memory:"."""
         return self._database.path
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it is open in this process, and its file still the one under its path."""
+        return self._database.is_current
+
     def get_many(self, keys: Sequence[str]) -> list[Memory | None]:
         """Read memories by key.
 
@@ -324,11 +329,11 @@ def default_store() -> MemoryStore:
     own, with another secret: handles do not cross processes. For that, or to keep memories, use a file.
 
     Returns:
-        Always the same store within a process.
+        Always the same store within a process, unless someone closes it.
     """
     process = os.getpid()
     with _default_lock:
-        if process not in _default_stores:
+        if process not in _default_stores or not _default_stores[process].is_current:
             store = MemoryStore(IN_MEMORY, max_memories=DEFAULT_STORE_MEMORIES)
             atexit.register(store.close)
             _default_stores[process] = store

@@ -1,9 +1,12 @@
 """Components of a process that name the same checkpoint or store share it."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
+import torch
 
 from gmsa_rag.errors import CheckpointError, InputError
 from gmsa_rag.inference import sharing
@@ -63,6 +66,46 @@ def test_a_file_that_was_deleted_is_made_anew(tmp_path):
     assert again is not store
     assert (tmp_path / "memories.db").exists()
     store.close()
+
+
+def test_a_file_that_was_replaced_is_opened_anew(tmp_path):
+    path = tmp_path / "memories.db"
+    store = shared_store(path)
+    os.remove(path)
+    with MemoryStore(path) as other:
+        again = shared_store(path)
+        assert again is not store and again is shared_store(path)
+        memory = Memory(torch.ones(1, 4), memory_key("f", 8, "Rome"), 8, 2, "f", (0, 2))
+        again.put(memory, "Rome")
+        assert other.text(memory.key) == "Rome"
+    store.close()
+
+
+@pytest.mark.parametrize("name", [":memory:", None, "memories.db"])
+def test_a_store_that_someone_closed_is_opened_anew(tmp_path, name):
+    name = name and (name if name == ":memory:" else tmp_path / name)
+    with shared_store(name) as store:
+        assert store.is_current
+    assert not store.is_current
+    assert len(shared_store(name)) == 0
+    assert shared_store(name) is shared_store(name) is not store
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_lock_that_is_held_at_a_fork_does_not_stop_the_child(tmp_path):
+    script = """
+import os, sys
+from gmsa_rag.inference import sharing
+from gmsa_rag.memory import database
+with sharing._stores_lock, sharing._engines_lock, database._creating:
+    child = os.fork()
+    if child == 0:
+        sharing.shared_store(sys.argv[1])
+        os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "memories.db")]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
 
 
 def test_stores_in_memory():
