@@ -1,5 +1,6 @@
 """Where a checkpoint's name, a device and a dtype lead."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -34,6 +35,19 @@ def resolve_checkpoint(
             got=f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}",
             remedy="Check the name, or download it and give its directory.",
         ) from error
+
+
+def recorded_fingerprint(name: str) -> str | None:
+    """What the config.json of a bundled name or a directory says; None for a hub id, or where it says nothing."""
+    for folder in (BUNDLED / name, Path(name)):
+        if (folder / "config.json").is_file():
+            try:
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            except ValueError:  # loading the checkpoint says what is wrong with it
+                return None
+            fingerprint = config.get("fingerprint") if isinstance(config, dict) else None
+            return fingerprint if fingerprint and isinstance(fingerprint, str) else None
+    return None
 
 
 def resolve_device(device: str) -> str:

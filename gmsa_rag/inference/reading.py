@@ -23,11 +23,13 @@ class Reading:
         on_missing: For a handle whose memory is gone: "error", "text" or "drop".
         allowed: The handles that may be used; None allows all.
         overflow: For a prompt that does not fit: "error", or "drop_last" to leave memories out from the end.
+        room: Positions to leave for an answer with "drop_last"; as many as the window holds, or more, count as 1.
     """
 
     on_missing: OnMissing = "error"
     allowed: Collection[str] | None = None
     overflow: str = "error"
+    room: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def _resolve(text: str, gmsa: GMSA, store: MemoryStore, reading: Reading) -> lis
 
 
 def _measured(parts: list[Part], gmsa: GMSA, reading: Reading) -> Prompt:
-    parts, dropped = gmsa.fit(parts, reading.overflow)
+    room = reading.room if reading.room < gmsa.decoder_window else 1
+    parts, dropped = gmsa.fit(parts, reading.overflow, room)
     memories = [part for part in parts if isinstance(part, Memory)]
     return Prompt(
         parts,

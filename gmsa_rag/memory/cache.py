@@ -33,7 +33,7 @@ from gmsa_rag.memory.cache_records import (
     source_name,
     to_json,
 )
-from gmsa_rag.memory.handles import check_secret, make_handle, parse_handle
+from gmsa_rag.memory.handles import check_secret, make_handle, parse_handle, store_identity
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 from gmsa_rag.memory.records import check_use, encode
@@ -85,6 +85,11 @@ class GMSAMemoryCache(MemoryStore):
     def path(self) -> str:
         """What the memories lie in, in words."""
         return f"in a byte store of type {type(self._bytes).__name__}"
+
+    @property
+    def identity(self) -> str:
+        """What a cache tells stores apart by: the same for all byte stores of this secret, and no secret itself."""
+        return store_identity(self._secret, self.namespace)
 
     @property
     def is_current(self) -> bool:

@@ -76,6 +76,12 @@ def make_handle(secret: bytes, key: str, num_soft_tokens: int) -> str:
     return str(Handle(digest, num_soft_tokens))
 
 
+def store_identity(secret: bytes, namespace: str) -> str:
+    """32 hex digits, the same wherever secret and namespace are; they give neither the secret nor a path away."""
+    # The space keeps it apart from the keys that handles are made of.
+    return hmac.new(check_secret(secret), f"namespace {namespace}".encode(), hashlib.sha256).hexdigest()[:32]
+
+
 def check_secret(secret: bytes) -> bytes:
     """The secret itself; InputError unless it is at least 16 bytes."""
     if not isinstance(secret, bytes):

@@ -18,7 +18,7 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
-from gmsa_rag.memory.handles import make_handle, parse_handle
+from gmsa_rag.memory.handles import make_handle, parse_handle, store_identity
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 from gmsa_rag.memory.records import COLUMNS, EVICT, PUT, TOUCH, Record, check_use, decode, encode, problem_of
@@ -73,6 +73,11 @@ class MemoryStore:
     def path(self) -> str:
         """The file, or ":memory:"."""
         return self._database.path
+
+    @property
+    def identity(self) -> str:
+        """What a cache tells stores apart by: the same wherever namespace and secret are, and no secret itself."""
+        return store_identity(self._database.secret, self.namespace)
 
     @property
     def is_current(self) -> bool:

@@ -12,9 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gmsa_rag.errors import ConfigError, GenerationTimeoutError, GMSAError, InputError
-from gmsa_rag.inference.microbatching import Batching, stream, submit
+from gmsa_rag.inference import microbatching
+from gmsa_rag.inference.microbatching import LONGEST_TIMEOUT, Batching, stream, submit
+from gmsa_rag.inference.stopping import is_stopped
 
 NO_WINDOW = Batching(window=0)
+# Longer than any answer here may take: who waits for the window is late.
+LONG_WINDOW, IN_TIME = 60, 30
+AT_ONCE = 1e-9
 
 
 class Engine:
@@ -68,7 +73,7 @@ def busy(engine):
 
 
 def test_a_lone_prompt_starts_at_once_whatever_the_window(engine):
-    [request] = ask(engine, "one", batching=Batching(window=3600))
+    [request] = ask(engine, "one", batching=Batching(window=LONG_WINDOW), timeout=IN_TIME)
     assert request.result() == "ONE"
     assert engine.batches == [["one"]]
 
@@ -94,13 +99,14 @@ def test_a_batch_has_at_most_its_size(engine):
 
 
 def test_a_full_batch_does_not_wait_for_the_window(engine, busy):
-    requests = [ask(engine, text, batching=Batching(window=3600, max_size=2))[0] for text in "abcd"]
+    window = Batching(window=LONG_WINDOW, max_size=2)
+    requests = [ask(engine, text, batching=window, timeout=IN_TIME)[0] for text in "abcd"]
     engine.go.set()
     assert [request.result() for request in requests] == ["A", "B", "C", "D"]
 
 
 def test_waiting_prompts_wait_for_company_after_a_batch(engine, busy):
-    window = Batching(window=3600, max_size=2)
+    window = Batching(window=LONG_WINDOW, max_size=2)
     [request] = ask(engine, "a", batching=window)
     engine.go.set()
     busy.result()
@@ -155,8 +161,8 @@ def test_who_left_before_the_start_is_dropped(engine, busy):
 
 
 def test_a_timeout_is_a_typed_error_and_the_prompt_is_dropped(engine, busy):
-    late, patient = ask(engine, "late", timeout=0)[0], ask(engine, "patient", timeout=3600)[0]
-    with pytest.raises(GenerationTimeoutError, match="0 seconds") as error:
+    late, patient = ask(engine, "late", timeout=AT_ONCE)[0], ask(engine, "patient", timeout=3600)[0]
+    with pytest.raises(GenerationTimeoutError, match="1e-09 seconds") as error:
         late.result()
     assert isinstance(error.value, TimeoutError)
     assert isinstance(error.value, GMSAError)
@@ -165,9 +171,20 @@ def test_a_timeout_is_a_typed_error_and_the_prompt_is_dropped(engine, busy):
     assert engine.batches == [["first"], ["patient"]]
 
 
+def test_what_is_late_before_it_starts_is_dropped_and_makes_no_company(engine, busy):
+    window = Batching(window=LONG_WINDOW, max_size=2)
+    [late] = ask(engine, "a", timeout=AT_ONCE, batching=window)
+    kept = ask(engine, "b", "c", timeout=IN_TIME, batching=window)
+    engine.go.set()
+    assert [request.result() for request in kept] == ["B", "C"]
+    assert engine.batches == [["first"], ["b", "c"]]
+    with pytest.raises(GenerationTimeoutError):
+        late.result()
+
+
 async def test_a_timeout_of_a_task_is_the_same_error(engine, busy):
     with pytest.raises(GenerationTimeoutError):
-        await ask(engine, "late", timeout=0)[0].aresult()
+        await ask(engine, "late", timeout=AT_ONCE)[0].aresult()
     engine.go.set()
     assert await busy.aresult() == "FIRST"
     assert engine.batches == [["first"]]
@@ -198,7 +215,7 @@ def test_leaving_a_lone_generation_ends_it(engine):
 
     def endless(prompt, **sampling):
         try:
-            while True:
+            while not is_stopped():
                 read.append("x")
                 reached.set()
                 yield "x"
@@ -213,6 +230,67 @@ def test_leaving_a_lone_generation_ends_it(engine):
     assert engine.closed == 1
 
 
+def test_a_batch_ends_when_all_of_it_has_left(engine):
+    begun, turn, noted, seen = threading.Event(), threading.Semaphore(0), threading.Semaphore(0), []
+
+    def endless(prompts, **sampling):
+        begun.set()
+        while True not in seen:
+            assert turn.acquire(timeout=60)
+            seen.append(is_stopped())
+            noted.release()
+        return [""] * len(prompts)
+
+    engine.generate = endless
+    requests = ask(engine, "a", "b")
+    assert begun.wait(60)
+    for request, expected in zip(requests, ([False], [False, True]), strict=True):
+        request.leave()
+        turn.release()
+        assert noted.acquire(timeout=60)
+        assert seen == expected
+    assert ask(engine, "c", timeout=IN_TIME)[0].result() == "C"
+
+
+def test_a_single_stop_string_is_not_its_letters(engine):
+    assert ask(engine, "a", stop="END")[0].result() == "A"
+    assert [sampling["stop"] for sampling in engine.sampling] == [("END",)]
+
+
+def test_an_error_of_the_thread_reaches_who_waits_and_the_next_prompt_starts_another(engine, busy, monkeypatch):
+    broken, raised = [OverflowError("timeout value is too large")], []
+
+    def fail(queue):
+        raise broken.pop()
+
+    monkeypatch.setattr(microbatching._Queue, "_full", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_type))
+    requests = ask(engine, "a", timeout=IN_TIME) + ask(engine, "b", temperature=0.5, timeout=IN_TIME)
+    left = ask(engine, "left")[0]
+    left.leave()
+    engine.go.set()
+    for request in requests:
+        with pytest.raises(OverflowError):
+            request.result()
+    assert busy.result() == "FIRST"
+    join_threads()
+    assert raised == [OverflowError]
+    assert ask(engine, "c", timeout=IN_TIME)[0].result() == "C"
+    join_threads()
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_waiting(engine, monkeypatch):
+    def fail(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as context:
+        context.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            ask(engine, "a")
+    assert ask(engine, "b", timeout=IN_TIME)[0].result() == "B"
+    assert engine.batches == [["b"]]
+
+
 def test_a_stream_ends_when_it_is_closed_or_out_of_time(engine):
     assert "".join(stream(engine, ["whole"], timeout=3600)) == "WHOLE"
     pieces = stream(engine, ["closed"])
@@ -220,7 +298,7 @@ def test_a_stream_ends_when_it_is_closed_or_out_of_time(engine):
     pieces.close()
     assert engine.closed == 2
     with pytest.raises(GenerationTimeoutError):
-        next(stream(engine, ["late"], timeout=0))
+        next(stream(engine, ["late"], timeout=AT_ONCE))
     assert engine.closed == 3
 
 
@@ -265,30 +343,51 @@ def test_engines_do_not_wait_for_each_other(engine, busy):
     engine.go.set()
 
 
-def test_nothing_stays_behind(engine):
-    ask(engine, "a")[0].result()
+def join_threads():
     for thread in threading.enumerate():
         if thread.name == "gmsa-microbatching":
             thread.join(60)
+
+
+def test_nothing_stays_behind(engine):
+    ask(engine, "a")[0].result()
+    join_threads()
     assert "gmsa-microbatching" not in [thread.name for thread in threading.enumerate()]
     other = Engine()
     [request] = ask(other, "a")
     request.result()
     gone = weakref.ref(other)
-    for thread in threading.enumerate():
-        if thread.name == "gmsa-microbatching":
-            thread.join(60)
+    join_threads()
     del other, request
     gc.collect()
     assert gone() is None
 
 
 @pytest.mark.parametrize(
-    "settings", [{"window": -1}, {"window": float("nan")}, {"max_size": 0}, {"max_size": -1}], ids=str
+    "settings",
+    [
+        {"window": -1},
+        {"window": 60.5},
+        {"window": float("inf")},
+        {"window": float("nan")},
+        {"max_size": 0},
+        {"max_size": -1},
+    ],
+    ids=str,
 )
 def test_a_setting_out_of_range_is_a_typed_error(settings):
     with pytest.raises(ConfigError):
         Batching(**settings)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), 2 * LONGEST_TIMEOUT])
+def test_a_timeout_out_of_range_is_a_typed_error_and_nothing_starts(engine, timeout):
+    with pytest.raises(ConfigError, match="timeout"):
+        ask(engine, "a", timeout=timeout)
+    with pytest.raises(ConfigError, match="timeout"):
+        next(stream(engine, ["a"], timeout=timeout))
+    assert ask(engine, "b", timeout=LONGEST_TIMEOUT)[0].result() == "B"
+    assert engine.batches == [["b"]]
 
 
 SCRIPT = """

@@ -85,6 +85,10 @@ def test_memories_are_left_out_from_the_end(gmsa, store, handle):
     prompt = read_text(text, gmsa, store, Reading(overflow="drop_last"))
     assert prompt.dropped > 0
     assert prompt.positions < gmsa.decoder_window
+    roomy = read_text(text, gmsa, store, Reading(overflow="drop_last", room=32))
+    assert roomy.dropped > prompt.dropped and roomy.positions + 32 <= gmsa.decoder_window
+    # An answer as long as the window leaves no room for a prompt: it gets what is left.
+    assert read_text(text, gmsa, store, Reading(overflow="drop_last", room=gmsa.decoder_window)) == prompt
 
 
 def test_the_space_in_front_of_an_answer():

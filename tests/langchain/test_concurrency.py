@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from gmsa_rag.errors import GenerationTimeoutError, PromptTooLongError, UnknownMemoryError
 from gmsa_rag.inference import microbatching
 from langchain_gmsa import ChatGMSA
+from langchain_gmsa.fusing import FusedBatch
 
 NOBODYS = f"[[gmsa:{'0' * 32}:3]]"
 
@@ -144,6 +145,57 @@ async def test_a_cancelled_batch_is_given_up(chat, gmsa, held):
     assert chat.invoke("d").text
 
 
+async def test_a_cancelled_batch_that_runs_ends_at_the_next_step(chat, gmsa, steps):
+    def hold(*args):
+        if len(steps) == 2:
+            begin.set()
+            assert go.wait(60)
+
+    begin, go = threading.Event(), threading.Event()
+    hook = gmsa.decoder.model.layers[0].register_forward_hook(hold)
+    batch = asyncio.ensure_future(chat.abatch(["a", "b", "c"]))
+    while not begin.is_set():
+        await asyncio.sleep(0)
+    batch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    go.set()
+    chat.invoke("d")
+    hook.remove()
+    both = len(steps)
+    chat.invoke("d")
+    assert both == 2 + (len(steps) - both)
+
+
+def test_giving_up_a_batch_does_not_wait_for_its_prompts_to_be_read(gmsa):
+    reading, go, asked = threading.Event(), threading.Event(), []
+
+    def ask(prompts):
+        reading.set()
+        assert go.wait(60)
+        asked.extend(microbatching.Request(gmsa, [], None, None) for _ in prompts)
+        return [(None, request) for request in asked]
+
+    batch = FusedBatch(None, [["a"], ["b"]], None)
+    with ThreadPoolExecutor(2) as pool:
+        taken = pool.submit(batch.take, ["a"], ask)
+        assert reading.wait(60)
+        leaving = pool.submit(batch.leave)
+        try:
+            leaving.result(30)
+        finally:
+            go.set()
+        assert taken.result(60) == (None, asked[0])
+    assert [request.left for request in asked] == [True, True]
+    assert batch.take(["b"], ask) is None
+
+
+def test_a_batch_that_was_given_up_asks_for_nothing():
+    batch = FusedBatch(None, [["a"]], None)
+    batch.leave()
+    assert batch.take(["a"], lambda prompts: pytest.fail("asked")) is None
+
+
 def test_event_loops_of_several_threads_share_an_engine(chat, prompts):
     async def ask(some):
         return await asyncio.gather(*(chat.ainvoke(prompt) for prompt in some))
@@ -194,7 +246,20 @@ async def test_an_asynchronous_stream_that_takes_too_long_ends(chat):
         [chunk async for chunk in chat.astream("Where?", timeout=1e-9)]
 
 
-@pytest.mark.parametrize("settings", [{"timeout": 0}, {"batch_window": -1}, {"max_batch_size": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"timeout": 0},
+        {"timeout": float("inf")},
+        {"timeout": float("nan")},
+        {"batch_window": -1},
+        {"batch_window": 61},
+        {"batch_window": float("inf")},
+        {"batch_window": float("nan")},
+        {"max_batch_size": 0},
+    ],
+    ids=str,
+)
 def test_a_setting_out_of_range_is_refused(settings):
     with pytest.raises(ValidationError):
         ChatGMSA(**settings)

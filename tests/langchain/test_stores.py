@@ -81,6 +81,24 @@ def test_a_name_holds_its_own_memory_only(store, memories):
     assert list(items.yield_keys()) == []
 
 
+def test_a_store_in_memory_is_for_itself_and_closed_with_it(memories):
+    one, two = GMSAByteStore(":memory:"), GMSAByteStore(":memory:")
+    one.mset([(name(memories[0]), memories[0].to_bytes()), ("other", b"x")])
+    assert list(one.yield_keys()) == [name(memories[0]), "other"]
+    assert list(two.yield_keys()) == []
+    one.close()
+    one.close()
+    assert not one.store.is_current and two.store.is_current
+    two.close()
+
+
+def test_a_store_that_was_given_stays_open(store, tmp_path):
+    for given in (store, tmp_path / "memories.db"):
+        items = GMSAByteStore(given)
+        items.close()
+        assert items.store.is_current
+
+
 def test_it_is_over_files_not_over_a_cache(gmsa):
     with pytest.raises(InputTypeError, match="byte store of the cache"):
         GMSAByteStore(GMSAMemoryCache(InMemoryByteStore()))

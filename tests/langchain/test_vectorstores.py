@@ -3,9 +3,11 @@
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.tracers.context import collect_runs
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 from gmsa_rag.errors import CorruptStoreError, InputError, RateError, ShapeError, StoreError
+from gmsa_rag.inference.sharing import shared_store
 from gmsa_rag.memory import MemoryStore, default_store
 from langchain_gmsa import GMSAContextCompressor, GMSAVectorStore, neutralise
 
@@ -242,6 +244,91 @@ def test_a_replaced_text_is_forgotten_like_a_deleted_one(compressing, compressor
     assert set(store.keys()) == keys_of(compressor, texts)
     compressing.add_texts(["new"], ids=["4"])
     assert set(store.keys()) == keys_of(compressor, texts[:3])
+
+
+async def test_adding_shows_no_text_to_tracers(compressing, compressor, store, documents):
+    with collect_runs() as collected:
+        compressing.add_documents(documents[:2])
+        await compressing.aadd_documents(documents[2:])
+        assert collected.traced_runs == []
+        compressor.invoke(documents)
+        assert len(collected.traced_runs) == 1
+    assert len(store) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"metadatas": [{"x": {1, 2}}], "ids": ["d"]}, InputError),
+        ({"metadatas": [{}, {}], "ids": ["d"]}, InputError),
+        ({"ids": ["d", "m"]}, InputError),
+        ({"ids": ["d"]}, ShapeError),
+    ],
+)
+def test_an_error_loses_neither_a_row_nor_its_memory(compressing, store, documents, monkeypatch, wrong, error):
+    compressing.add_documents(documents)
+    before = store.keys()
+    if error is ShapeError:
+        monkeypatch.setattr(compressing.embeddings, "embed_documents", lambda texts: [[1.0, 2.0]] * len(texts))
+    with pytest.raises(error):
+        compressing.add_texts(["new"], **wrong)
+    assert compressing.get_by_ids(["d", "m", "v"]) == documents
+    assert set(before) <= set(store.keys())
+
+
+def test_the_last_vector_store_of_a_text_forgets_it(gmsa, embeddings, tmp_path):
+    path = tmp_path / "memories.db"
+    compressor = GMSAContextCompressor(gmsa=gmsa, rate=4)
+    one = GMSAVectorStore.from_texts(["both", "old"], embeddings, ids=["1", "2"])
+    two = GMSAVectorStore.from_texts(["both", "old"], embeddings, ids=["1", "2"], compressor=compressor, path=path)
+    same = GMSAVectorStore.load(path, embeddings, compressor=compressor)  # over the rows of two, which hold nothing up
+    handles = [document.page_content for document in compressor.invoke([Document("both"), Document("old")])]
+    one.delete(["1"])
+    one.add_texts(["new"], ids=["2"])
+    assert [default_store().text(handle) for handle in handles] == ["both", "old"]
+    same.delete(["1"])
+    two.add_texts(["newer"], ids=["2"])
+    assert [default_store().text(handle) for handle in handles] == [None, None]
+    for vectors in (one, two, same):
+        vectors.delete()
+        vectors.close()
+
+
+def test_texts_of_two_are_forgotten_if_both_delete_them_at_once(gmsa, embeddings, monkeypatch):
+    compressor = GMSAContextCompressor(gmsa=gmsa, rate=4)
+    one, two = (GMSAVectorStore.from_texts(["both"], embeddings, ids=["1"]) for _ in range(2))
+    [handle] = [document.page_content for document in compressor.invoke([Document("both")])]
+    delete = one.index.delete
+
+    def after_the_other(ids):
+        monkeypatch.undo()
+        two.delete(ids)
+        return delete(ids)
+
+    monkeypatch.setattr(one.index, "delete", after_the_other)
+    one.delete(["1"])
+    assert default_store().text(handle) is None
+    one.close()
+    two.close()
+
+
+def test_other_vector_stores_keep_only_what_is_theirs(gmsa, embeddings, store):
+    """Neither a closed one, nor one that is gone, nor one whose memories are elsewhere holds a memory."""
+    closed, gone, index_closed = (GMSAVectorStore.from_texts(["text"], embeddings) for _ in range(3))
+    elsewhere = GMSAVectorStore.from_texts(
+        ["text"], embeddings, compressor=GMSAContextCompressor(gmsa=gmsa, store=store)
+    )
+    one = GMSAVectorStore.from_texts(["text"], embeddings, ids=["1"])
+    [document] = GMSAContextCompressor(gmsa=gmsa, rate=4).invoke([Document("text")])
+    closed.close()
+    index_closed.index.close()
+    gone.index.close()
+    del gone
+    one.delete(["1"])
+    assert shared_store(None).text(document.page_content) is None
+    assert len(store) == 1
+    one.close()
+    elsewhere.close()
 
 
 def test_look_alikes_in_a_text_do_not_hide_its_memory(compressing, store):

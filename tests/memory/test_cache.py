@@ -124,6 +124,11 @@ def test_a_configured_secret_is_not_written_and_others_cannot_issue_its_handles(
         other.check()
 
 
+def test_hosts_that_share_a_byte_store_have_one_identity(values, cache):
+    assert GMSAMemoryCache(values).identity == cache.identity != GMSAMemoryCache(Bytes()).identity
+    assert GMSAMemoryCache(Bytes(), secret=SECRET).identity == GMSAMemoryCache(Bytes(), secret=SECRET).identity
+
+
 def test_a_secret_other_than_the_stored_one_is_refused(values):
     GMSAMemoryCache(values)
     with pytest.raises(StoreError, match="another one"):

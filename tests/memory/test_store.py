@@ -162,6 +162,21 @@ def test_namespaces_see_nothing_of_each_other(path, store):
         other.check()
 
 
+def test_an_identity_tells_namespaces_and_files_apart_and_is_there_again(path, store, tmp_path):
+    with MemoryStore(path, "other") as other, MemoryStore(tmp_path / "other.db") as elsewhere:
+        assert len({store.identity, other.identity, elsewhere.identity}) == 3
+    with MemoryStore(path) as again:
+        assert again.identity == store.identity
+    secret = b"x" * 32
+    made = {}
+    for name in ("one", "two"):
+        with MemoryStore(":memory:", name, secret=secret) as one, MemoryStore(":memory:", name, secret=secret) as two:
+            assert one.identity == two.identity
+            made[name] = one.identity
+    assert made["one"] != made["two"]
+    assert secret.hex() not in made.values()
+
+
 def test_a_configured_secret_gives_the_same_handles_everywhere(tmp_path):
     secret, memory = bytes(range(32)), build("one")
     with MemoryStore(tmp_path / "a", secret=secret) as one, MemoryStore(tmp_path / "b", secret=secret) as two:

@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gmsa_rag.inference.batching import token_budget_batches
-from gmsa_rag.inference.decoders.sampling import Sampling, choose_tokens, random_state, stop_strings
+from gmsa_rag.inference.decoders.sampling import Sampling, choose_tokens, random_state
 from gmsa_rag.inference.decoders.sessions import Sessions, check_cache
+from gmsa_rag.inference.stopping import is_stopped, stop_strings
 from gmsa_rag.inference.tokens import TokenCodec
 
 __all__ = ["BATCH_POSITIONS", "LocalDecoder", "Sampling", "stop_strings"]
@@ -52,6 +53,8 @@ class LocalDecoder:
 
     def generate(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[str]:
         """Text after each prompt, in order; a batch gives what single calls give.
+
+        Inside `stopping.stopped_when` it may end early, with the texts as far as they are.
 
         Args:
             prompts: Embedded prompts, each (num_positions, hidden_size), num_positions < window.
@@ -101,6 +104,8 @@ class LocalDecoder:
 
     def _tokens(self, prompts: Sequence[Tensor], sampling: Sampling) -> Generator[list[int | None], None, None]:
         """The next token of each row, step by step; None where a row has ended, by an end token or a stop string."""
+        if is_stopped():
+            return
         longest = max(map(len, prompts))
         left = min(sampling.max_new_tokens, self.window - longest)
         may_end = left - sampling.min_new_tokens
@@ -112,7 +117,7 @@ class LocalDecoder:
                 chosen = choose_tokens(self._without_ends(logits) if left > may_end else logits, sampling, state)
                 yield [row.take(token) for row, token in zip(rows, chosen.tolist(), strict=True)]
                 left -= 1
-                if not left or all(row.ended for row in rows):
+                if not left or all(row.ended for row in rows) or is_stopped():
                     return
                 logits = steps.step(chosen)
 

@@ -1,6 +1,5 @@
 """How the next token is chosen."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,11 +38,6 @@ class Sampling:
                 got=f"{self.max_new_tokens}, {self.min_new_tokens}, {self.temperature}, {self.top_p}, {self.stop}",
                 remedy="Change the setting.",
             )
-
-
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One stop string, or several, as `Sampling` takes them."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def random_state(sampling: Sampling, device: torch.device) -> torch.Generator | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackMana
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, SecretStr
 from gmsa_rag.errors import GMSAError, InputError
 from gmsa_rag.inference import microbatching
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.inference.microbatching import Batching, Request
+from gmsa_rag.inference.microbatching import LONGEST_TIMEOUT, LONGEST_WINDOW, Batching, Request
 from gmsa_rag.inference.prompt import check_overflow
 from gmsa_rag.inference.reading import Prompt, Reading, Turn, read_turns, without_leading_space
 from gmsa_rag.inference.sharing import DEFAULT_MODEL, path_text
@@ -101,8 +101,8 @@ class ChatGMSA(BaseChatModel, GMSASettings):
     overflow: Literal["error", "drop_last"] = "error"
     min_tokens: int = Field(default=0, ge=0)
     seed: int | None = None
-    timeout: float | None = Field(default=None, gt=0)
-    batch_window: float = Field(default=Batching.window, ge=0)
+    timeout: float | None = Field(default=None, gt=0, le=LONGEST_TIMEOUT, allow_inf_nan=False)
+    batch_window: float = Field(default=Batching.window, ge=0, le=LONGEST_WINDOW, allow_inf_nan=False)
     max_batch_size: int = Field(default=Batching.max_size, ge=1)
     max_retries: int | None = None
     api_key: SecretStr | None = None
@@ -139,6 +139,17 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         """Answer several prompts without blocking the event loop; see batch()."""
         with self._fused(inputs, config):
             return await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """Answer prompts as LangChain says, without blocking the event loop."""
+        await self._aload()
+        return await super().agenerate(*args, **kwargs)
+
+    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[AIMessageChunk]:
+        """Stream an answer as LangChain says, without blocking the event loop."""
+        await self._aload()
+        async for chunk in super().astream(*args, **kwargs):
+            yield chunk
 
     def get_token_ids(self, text: str) -> list[int]:
         """Ids of a text's tokens. Soft tokens have none, so handles are passed over."""
@@ -182,7 +193,10 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         names = ("revision", "dtype", "on_missing", "overflow", *sampling)
         allowed = None if self.allowed_handles is None else sorted(self.allowed_handles)
         settings = {name: getattr(self, name) for name in names}
-        return {"model_name": self._name, "stop_sequences": self.stop, "allowed_handles": allowed, **settings}
+        settings |= {"model_name": self._name, "stop_sequences": self.stop, "allowed_handles": allowed}
+        # A cache must not give one namespace what another one's memories, or another checkpoint, answered.
+        fingerprint = self._known_fingerprint(self.model_name) or self._gmsa().fingerprint
+        return {**settings, "fingerprint": fingerprint, "store": self._memories().identity}
 
     @property
     def _name(self) -> str:
@@ -333,7 +347,8 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         allowed: Collection[str] | None = kwargs.get("allowed_handles", self.allowed_handles)
         on_missing, overflow = kwargs.get("on_missing", self.on_missing), kwargs.get("overflow", self.overflow)
         check_overflow(overflow)
-        return Reading(on_missing, None if allowed is None else frozenset(allowed), overflow)
+        room = kwargs.get("max_tokens", self.max_tokens) or 1
+        return Reading(on_missing, None if allowed is None else frozenset(allowed), overflow, room)
 
     def _sampling(self, stop: list[str] | None, kwargs: builtins.dict[str, Any]) -> builtins.dict[str, Any]:
         max_tokens = kwargs.get("max_tokens", self.max_tokens)
@@ -349,6 +364,11 @@ class ChatGMSA(BaseChatModel, GMSASettings):
     def _timeout(self, kwargs: builtins.dict[str, Any]) -> float | None:
         timeout: float | None = kwargs.get("timeout", self.timeout)
         return timeout
+
+    async def _aload(self) -> None:
+        """Load, aside from the event loop, the checkpoint that its own `_identifying_params` would have to load."""
+        if self._known_fingerprint(self.model_name) is None:
+            await run_in_executor(None, self._gmsa)
 
     def _gmsa(self) -> GMSA:
         return self._engine(self.model_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
 from gmsa_rag.errors import ConfigError, FingerprintError
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.loading import recorded_fingerprint
 from gmsa_rag.inference.sharing import load_engine, path_text, shared_store
 from gmsa_rag.memory.store import MemoryStore
 
@@ -85,6 +87,10 @@ class GMSASettings(StoreSettings):
         """Fingerprint of the checkpoint that stands for `gmsa` where this does not go."""
         return self.fingerprint if self.gmsa is None else self.gmsa.fingerprint
 
+    def _known_fingerprint(self, model: str) -> str | None:
+        """The engine's fingerprint without loading it; None for a hub id, which only loading tells."""
+        return self._expected() or _recorded(model)
+
     def _engine(self, model: str) -> GMSA:
         token = self.token.get_secret_value() if self.token else None
         settings: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "revision": self.revision}
@@ -97,3 +103,9 @@ class GMSASettings(StoreSettings):
                 remedy="Name the checkpoint in `model`, or assign the engine to `gmsa`.",
             )
         return engine
+
+
+@cache
+def _recorded(model: str) -> str | None:
+    """The recorded fingerprint as it was first: a process loads a checkpoint once, whatever lies there later."""
+    return recorded_fingerprint(model)

@@ -28,7 +28,8 @@ class FusedBatch:
         self.owner, self.size = owner, size
         self._prompts: list[list[Turn]] = list(prompts)
         self._asked: list[Asked] = []
-        self._requests: list[Request] = []
+        self._requests: list[Request] = []  # replaced as a whole, so that it can be read without the lock
+        self._left = threading.Event()
         self._lock = threading.Lock()
 
     def take(self, turns: list[Turn], ask: Callable[[list[list[Turn]]], list[Asked]]) -> Asked | None:
@@ -38,20 +39,26 @@ class FusedBatch:
             turns: The prompt.
             ask: Queues several prompts.
         Returns:
-            Its place, or what is wrong with it; None if the prompt is not, or no longer, of this batch.
+            Its place, or what is wrong with it; None if the prompt is not, or no longer, of this batch, or the batch
+            was given up.
         """
         with self._lock:
-            if turns not in self._prompts:
+            if self._left.is_set() or turns not in self._prompts:
                 return None
             if not self._asked:
                 self._asked = ask(self._prompts)
                 self._requests = [asked[1] for asked in self._asked if not isinstance(asked, GMSAError)]
+                if self._left.is_set():  # meanwhile: leave() has not seen these
+                    self.leave()
             index = self._prompts.index(turns)
             del self._prompts[index]
             return self._asked.pop(index)
 
     def leave(self) -> None:
-        """Give up what nobody waits for any more: all of a batch that was cancelled, or what was in a cache."""
-        with self._lock:
-            for request in self._requests:
-                request.leave()
+        """Give up what nobody waits for any more: all of a batch that was cancelled, or what was in a cache.
+
+        Never waits: an event loop calls it while a thread may be in take().
+        """
+        self._left.set()
+        for request in self._requests:
+            request.leave()

@@ -11,6 +11,7 @@ from gmsa_rag.errors import InputError, InputTypeError
 from gmsa_rag.inference.sharing import shared_store
 from gmsa_rag.memory.cache import GMSAMemoryCache
 from gmsa_rag.memory.cache_records import key_of, memory_name
+from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.items import ItemStore
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.memory.store import MemoryStore
@@ -25,7 +26,7 @@ class GMSAByteStore(BaseStore[str, bytes]):
 
     Args:
         store: A MemoryStore, the path of its file, or None for default_store(). Items that are not memories are in
-            the same file; those beside a store in memory are in memory.
+            the same file; those beside a store in memory are in memory. ":memory:" keeps all in memory, for itself.
     Raises:
         InputTypeError: If it is a GMSAMemoryCache, which has a byte store already.
         StoreError: If the file cannot be opened, see MemoryStore.
@@ -40,7 +41,8 @@ class GMSAByteStore(BaseStore[str, bytes]):
         if isinstance(store, GMSAMemoryCache):
             remedy = "Use the byte store of the cache."
             raise InputTypeError("store", expected="a MemoryStore over a file", got="a GMSAMemoryCache", remedy=remedy)
-        self.store = shared_store(store)
+        self._owns_store = store is not None and str(store) == IN_MEMORY
+        self.store = MemoryStore(IN_MEMORY) if self._owns_store else shared_store(store)
         self._items = ItemStore(self.store.path, self.store.namespace)
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -97,8 +99,10 @@ class GMSAByteStore(BaseStore[str, bytes]):
         yield from self._items.names(wanted)
 
     def close(self) -> None:
-        """Close what was opened beside the store; closing again does nothing."""
+        """Close what was opened for it alone, which a store that was given is not; closing again does nothing."""
         self._items.close()
+        if self._owns_store:
+            self.store.close()
 
 
 def _split(names: Sequence[str]) -> tuple[dict[str, str], list[str]]:

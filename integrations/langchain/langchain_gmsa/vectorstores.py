@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from langchain_core.documents import Document
@@ -13,7 +16,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from gmsa_rag.errors import InputError, StoreError
+from gmsa_rag.errors import GMSAError, InputError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.handles import find_handles, neutralise
 from gmsa_rag.memory.index import Entry, VectorIndex
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 COMPRESSED_AT_ONCE = 256
+_opened: WeakValueDictionary[int, GMSAVectorStore] = WeakValueDictionary()
 
 
 class GMSAVectorStore(VectorStore):
@@ -37,7 +41,8 @@ class GMSAVectorStore(VectorStore):
 
     What is deleted or replaced is forgotten: the vector, the row, and the memories of its text at every rate, unless
     another row has the same text. Memories are looked for in the compressor's store, or without one in default_store(),
-    and in the database itself.
+    and in the database itself. They stay where another open vector store of this process, whose memories are there
+    too, has a row of that text; the last one to delete it forgets them.
 
     A filter is either a mapping, whose every item a document's metadata must have (a list means any of its values), or
     a function of the document.
@@ -67,6 +72,7 @@ class GMSAVectorStore(VectorStore):
     ) -> None:
         self._embedding, self.compressor = embedding, compressor
         self.index = VectorIndex(path, namespace)
+        _opened[id(self)] = self
 
     @property
     def embeddings(self) -> Embeddings:
@@ -152,7 +158,8 @@ class GMSAVectorStore(VectorStore):
     ) -> list[str]:
         """Embed and add texts in one transaction; one whose id is there already replaces it.
 
-        Memories are made before: an error or a kill leaves the index as it was.
+        Memories are made before, and those of replaced texts go afterwards: an error or a kill leaves the index and
+        its memories as they were. Only after a kill in between, `MemoryStore.forget` has to do the rest.
 
         Args:
             texts: Texts, none of which is a handle.
@@ -169,9 +176,10 @@ class GMSAVectorStore(VectorStore):
         names = None if ids is None else [uuid.uuid4().hex if name is None else name for name in ids]
         vectors = self._embedding.embed_documents(texts) if texts else []
         self._compress(texts)
-        kept = set(texts)
-        self._forget([entry for entry in self.index.get(names or []) if entry and entry.text not in kept])
-        return self.index.add(texts, vectors, metadatas, names)
+        replaced = {entry.text for entry in self.index.get(names or []) if entry}
+        added = self.index.add(texts, vectors, metadatas, names)
+        self._forget(replaced)
+        return added
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool:
         """Delete documents and their memories; their bytes leave the files.
@@ -187,8 +195,10 @@ class GMSAVectorStore(VectorStore):
             StoreError: If another connection keeps bytes in the log of a file; deleting again erases them.
         """
         entries = self.index.entries() if ids is None else [entry for entry in self.index.get(ids) if entry]
-        self._forget(entries)
-        self.index.delete([entry.id for entry in entries])
+        texts, names = {entry.text for entry in entries}, [entry.id for entry in entries]
+        kept = self._forget(texts, names)
+        self.index.delete(names)
+        self._forget(kept)  # another vector store may have deleted them meanwhile, and kept them for this one
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -289,6 +299,7 @@ class GMSAVectorStore(VectorStore):
 
     def close(self) -> None:
         """Close the database; closing again does nothing."""
+        _opened.pop(id(self), None)
         self.index.close()
 
     def _embed_query(self, query: str) -> list[float]:
@@ -298,14 +309,33 @@ class GMSAVectorStore(VectorStore):
         """Have the compressor put the memories of texts into its store, some at a time."""
         if self.compressor is not None:
             for start in range(0, len(texts), COMPRESSED_AT_ONCE):
-                self.compressor.invoke([Document(text) for text in texts[start : start + COMPRESSED_AT_ONCE]])
+                # Not invoke(), which would show every passage to tracers.
+                self.compressor._compress([Document(text) for text in texts[start : start + COMPRESSED_AT_ONCE]])
 
-    def _forget(self, entries: list[Entry]) -> None:
-        """Delete the memories of rows that are about to go, where no other row has the same text."""
-        texts = {entry.text for entry in entries}
-        gone = texts - self.index.held(texts, without=[entry.id for entry in entries])
+    def _forget(self, texts: set[str], without: Iterable[str] = ()) -> set[str]:
+        """Delete the memories of texts that no row but those named has; returns the texts kept for other stores."""
+        kept: set[str] = set()
+        gone = texts - self.index.held(texts, without=without) if texts else texts
         for store in self._stores() if gone else ():
-            store.forget_many(neutralise(text) for text in gone)
+            elsewhere = self._held_elsewhere(gone, store)
+            store.forget_many(neutralise(text) for text in gone - elsewhere)
+            kept |= elsewhere
+        return kept
+
+    def _held_elsewhere(self, texts: set[str], store: MemoryStore) -> set[str]:
+        """Those of the texts whose memories in a store other open vector stores of this process may use."""
+        held: set[str] = set()
+        for other in filter(None, (reference() for reference in _opened.valuerefs())):
+            with suppress(GMSAError):  # one that was closed, was opened before a fork or is broken finds nothing more
+                if other._rows != self._rows and store in other._stores():
+                    held |= other.index.held(texts)
+        return held
+
+    @property
+    def _rows(self) -> tuple[object, str]:
+        """What tells the rows of one vector store from those of another; two may be open over the same."""
+        path = self.index.path
+        return id(self) if path == IN_MEMORY else os.path.realpath(path), self.index.namespace
 
     def _stores(self) -> list[MemoryStore]:
         """Where memories of this store's texts may be."""

@@ -11,6 +11,7 @@ from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.decoders import sessions, static
 from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.stopping import stopped_when
 from tests.conftest import FAMILIES
 
 LENGTHS = (9, 23, 1, 40)
@@ -185,6 +186,21 @@ def test_there_may_be_several_end_tokens_and_none_before_its_time(decoder, embed
     assert made.generate_ids(embedded[:1], Sampling(12))[0] == ids[: ids.index(ids[4])]
     longer = made.generate_ids(embedded[:1], Sampling(12, min_new_tokens=12))[0]
     assert len(longer) == 12 and not {ids[4], 399} & set(longer)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_who_stops_a_generation_gets_what_there_is_of_it(decoder, embedded, cache):
+    made = decoder(cache=cache)
+    whole, text = made.generate_ids(embedded, Sampling(20)), "".join(made.stream(embedded[0], Sampling(20)))
+    asked = iter([False, False, False, True])
+    with stopped_when(lambda: next(asked)):
+        assert made.generate_ids(embedded, Sampling(20)) == [ids[:3] for ids in whole]
+    asked = iter([False, False, True])
+    with stopped_when(lambda: next(asked)):
+        assert "".join(made.stream(embedded[0], Sampling(20))) == made.codec.decode(whole[0][:2]) != text
+    with stopped_when(lambda: True):
+        assert made.generate_ids(embedded, Sampling(20)) == [[], [], [], []]
+    assert made.generate_ids(embedded, Sampling(20)) == whole
 
 
 def test_prompt_near_the_end_of_the_window_does_not_cut_its_batch_short(gmsa: GMSA) -> None:

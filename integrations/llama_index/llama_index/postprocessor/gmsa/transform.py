@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from llama_index.core.schema import BaseNode, TransformComponent
 from pydantic import PrivateAttr
 
 from gmsa_rag.errors import StoreError
-from gmsa_rag.inference.loading import BUNDLED
+from gmsa_rag.inference.loading import recorded_fingerprint
 from gmsa_rag.inference.replacing import Replacing, replace_passages
 from gmsa_rag.memory.database import IN_MEMORY
 from llama_index.postprocessor.gmsa.nodes import check_nodes, copied, described, passage
@@ -110,13 +108,4 @@ class GMSACompressTransform(CompressionSettings, TransformComponent):
         warnings.warn("Each worker loads the checkpoint for itself: leave num_workers at None.", stacklevel=3)
 
     def _expected(self) -> str | None:
-        return super()._expected() or _recorded_fingerprint(self.model)
-
-
-def _recorded_fingerprint(model: str) -> str | None:
-    """What a local checkpoint's config.json says; None for a hub id."""
-    for folder in (BUNDLED / model, Path(model)):
-        if (folder / "config.json").is_file():
-            fingerprint = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprint")
-            return fingerprint or None
-    return None
+        return super()._expected() or recorded_fingerprint(self.model)

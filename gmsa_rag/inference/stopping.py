@@ -1,0 +1,32 @@
+"""What ends a generation before its time: stop strings, and that nobody waits for it any more. Loads nothing heavy."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_stopped: ContextVar[Callable[[], bool] | None] = ContextVar("gmsa_stopped", default=None)
+
+
+def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One stop string, or several, as `Sampling` takes them."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+@contextmanager
+def stopped_when(stopped: Callable[[], bool]) -> Iterator[None]:
+    """Let what this thread generates inside the `with` end early.
+
+    Args:
+        stopped: Asked before each step of the decoder; once it is True the texts end with what there is of them.
+    """
+    token = _stopped.set(stopped)
+    try:
+        yield
+    finally:
+        _stopped.reset(token)
+
+
+def is_stopped() -> bool:
+    """Whether the generation that this thread is in has to end before its next step."""
+    stopped = _stopped.get()
+    return stopped is not None and stopped()
