@@ -22,6 +22,7 @@ PEAKS = {
     "L4": (121.0, 30.3),
 }
 MATMUL_TOKENS = 2_048
+ATTENTION_KERNELS = ("flash", "efficient", "cudnn")
 
 
 def model_flops(compressor: Compressor, lengths: Sequence[int], rate: int) -> int:
@@ -43,9 +44,16 @@ def counted_flops(run: Callable[[], object]) -> int:
 
     Causal attention counts as if it were not, and attention kernels that torch does not know count as nothing.
     """
-    with FlopCounterMode(display=False) as counter:
+    kernels = (getattr(torch.ops.aten, f"_scaled_dot_product_{name}_attention") for name in ATTENTION_KERNELS)
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(kernels, attention_flops)) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], *args: object, **kwargs: object) -> int:
+    """Operations of attention between shapes (batch, heads, tokens, width); torch 2.11 refuses shared key heads."""
+    batch, heads, tokens, width = query
+    return 4 * batch * heads * tokens * key[2] * width
 
 
 def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:

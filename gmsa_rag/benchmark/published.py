@@ -1,5 +1,6 @@
 """The published implementation's way to compress, as a baseline: same weights, same soft tokens, another route."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class PublishedWay:
     the comparison is of routes and not of weights.
 
     Args:
-        compressor: Whose weights to use; nothing is copied.
+        compressor: Whose weights to use; they are not copied.
         batch_size: Passages a batch.
 
     Source: github.com/Twilightaaa/GMSA, modeling_gmsa.py and ft_inference.py.
@@ -66,7 +67,9 @@ def _causal_lm(backbone: PreTrainedModel, table: Tensor) -> Any:
         model: Any = AutoModelForCausalLM.from_config(backbone.config, dtype=backbone.dtype)
         head = nn.Linear(table.shape[1], table.shape[0], bias=False)
     head.weight = nn.Parameter(table.detach(), requires_grad=False)
-    setattr(model, model.base_model_prefix, backbone)
+    # Modules of its own around the same weights: asking for hidden states leaves hooks in a module for good.
+    shared = {id(tensor): tensor for tensor in (*backbone.parameters(), *backbone.buffers())}
+    setattr(model, model.base_model_prefix, copy.deepcopy(backbone, shared))
     model.set_output_embeddings(head)
     return model.eval()
 

@@ -128,10 +128,9 @@ class VectorIndex:
         """
         with self._database.write() as connection:
             dropped = self._drop(connection, ids)
-            generation = self._bump(connection) if dropped else None
-        if generation is not None:
-            self._follow(generation, lambda flat: flat.remove(dropped))
-        self._database.erase_deleted()  # of what an earlier call deleted, too
+            generation = self._bump(connection) if dropped else -1  # where nothing changes there is nothing to follow
+        self._follow(generation, lambda flat: flat.remove(dropped))
+        self._database.erase_deleted()
         return len(dropped)
 
     def get(self, ids: Sequence[str]) -> list[Entry | None]:
@@ -185,13 +184,6 @@ class VectorIndex:
         with self._database.read() as connection:
             width = self._width(connection)
             return [self._decode(row, width) for row in connection.execute(query, (self._database.namespace_id,))]
-
-    def names(self, key: str, value: str) -> list[str]:
-        """Names of the rows that have a text under a key of their metadata, oldest first; nothing is decoded."""
-        query = "SELECT id FROM vectors WHERE namespace_id = ? AND json_extract(metadata, ?) = ? ORDER BY position"
-        with self._database.read() as connection:
-            values = self._database.namespace_id, f'$."{key}"', value
-            return [row[0] for row in connection.execute(query, values)]
 
     def held(self, texts: Iterable[str], *, without: Iterable[str] = ()) -> set[str]:
         """Find out which texts the index still holds.

@@ -5,7 +5,7 @@ import torch
 
 from gmsa_rag.benchmark import compress as module
 from gmsa_rag.benchmark.compress import Workload, draw_passages, in_dtype, measure_compress, plot_compress
-from gmsa_rag.benchmark.flops import counted_flops, known_peak, matmul_rate, model_flops
+from gmsa_rag.benchmark.flops import attention_flops, counted_flops, known_peak, matmul_rate, model_flops
 from gmsa_rag.benchmark.growth import (
     GrowthRow,
     deviation_from_linear,
@@ -31,6 +31,11 @@ def compressor(tiny_shape):
 @pytest.fixture
 def workload():
     return Workload(draw_passages(6, 3, 20, vocabulary=64, seed=0), 4, 32)
+
+
+def test_the_published_way_leaves_the_modules_as_they_are(compressor):
+    PublishedWay(compressor).compress(draw_passages(2, 3, 20, vocabulary=64, seed=0), 4)
+    assert not any(module._forward_hooks for module in compressor.modules())
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma"])
@@ -61,8 +66,9 @@ def test_the_published_way_goes_in_batches_of_eight_in_input_order_and_computes_
 
 def test_both_use_the_same_weights(gmsa):
     way = PublishedWay(gmsa.compressor)
-    assert way._encoder.base_model is gmsa.compressor.encoder
-    assert way._alignment.base_model is gmsa.compressor.alignment.block
+    for model, ours in ((way._encoder, gmsa.compressor.encoder), (way._alignment, gmsa.compressor.alignment.block)):
+        pairs = zip(model.base_model.parameters(), ours.parameters(), strict=True)
+        assert all(theirs is own for theirs, own in pairs)
     table = gmsa.compressor.encoder.get_input_embeddings().weight
     assert way._encoder.lm_head.weight.data_ptr() == table.data_ptr()
 
@@ -113,6 +119,10 @@ def test_operations_are_those_of_weights_and_attention(compressor):
 
 def test_operations_are_counted():
     assert counted_flops(lambda: torch.ones(3, 5) @ torch.ones(5, 7)) == 2 * 3 * 5 * 7
+
+
+def test_attention_counts_by_the_heads_of_the_queries():
+    assert attention_flops((2, 8, 16, 4), (2, 2, 32, 4), (2, 2, 32, 4), 0.0, is_causal=True) == 4 * 2 * 8 * 16 * 32 * 4
 
 
 def test_peaks_are_of_the_data_sheet_or_measured(compressor, monkeypatch):

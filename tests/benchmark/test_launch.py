@@ -28,6 +28,7 @@ def test_every_command_of_the_script_runs(tmp_path):
         "growth-gmsa-mini.json",
         "answer-gmsa-mini.json",
         "plain/answer-gmsa-mini.json",
+        "dynamic/answer-gmsa-mini.json",
         "4-layers/answer-gmsa-mini.json",
         "store-gmsa-mini.json",
     }

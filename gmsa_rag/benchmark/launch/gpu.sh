@@ -43,7 +43,11 @@ for part in "${parts[@]}"; do
                 # Longer passages that touch, so that what stands between memories does not weigh.
                 mkdir -p "$out/plain"
                 out="$out/plain" bench answer --shape "$shape" --dtype "$dtype" --context "$contexts" --no-numbered \
-                    --tokens $((length * 4)) --rates 16 --new-tokens "$new" --repeats "$rounds"
+                    --tokens $((length * 3)) --rates 16 --new-tokens "$new" --repeats "$rounds"
+                # By the cache that grows, which may read a long context faster.
+                mkdir -p "$out/dynamic"
+                out="$out/dynamic" bench answer --shape "$shape" --dtype "$dtype" --context "$contexts" \
+                    --tokens "$length" --rates 16 --new-tokens "$new" --cache dynamic --repeats "$rounds"
                 # The same with half the encoder: the ceiling depends on its layers.
                 mkdir -p "$out/4-layers"
                 out="$out/4-layers" bench answer --shape "$shape" --dtype "$dtype" --context "${contexts%%,*}" \

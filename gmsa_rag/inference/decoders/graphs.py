@@ -1,5 +1,6 @@
 """Functions of fixed tensors, recorded once as CUDA graphs: a replay costs one launch instead of thousands."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor
 
 WARMUP = 2
+# CUDA records one graph at a time in a process, and nothing may wait for the device meanwhile.
+_recording = threading.Lock()
 
 
 class Recorded:
@@ -17,12 +20,13 @@ class Recorded:
     Args:
         function: Reads and writes tensors of its own; must not wait for the device. It is called before it is
             recorded, and has to bear that.
-        pool: Memory that the graphs of one decoder share, from torch.cuda.graph_pool_handle().
+        pool: Memory that graphs share, from torch.cuda.graph_pool_handle(); it must not be used again once all graphs
+            in it are gone.
         device: A CUDA device.
     """
 
     def __init__(self, function: Callable[[], Tensor], pool: Any, device: torch.device) -> None:
-        with torch.cuda.device(device):
+        with _recording, torch.cuda.device(device):
             side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):  # libraries choose kernels and workspaces on their first calls

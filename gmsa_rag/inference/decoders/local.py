@@ -39,10 +39,10 @@ class LocalDecoder:
     def cache(self) -> str:
         """How keys and values are kept.
 
-        "auto" takes a cache of fixed size on CUDA for the families that can have one: its steps, and prompts of up to
-        1,024 positions, are recorded as CUDA graphs when a size first occurs, and replayed. "dynamic" takes a cache
-        that grows; "static" the one of fixed size on any device. May be set at any time, to a value that the decoder
-        can have, or it is a ConfigError.
+        "auto" takes a cache of fixed size on CUDA, up to 4,096 positions and for the families that can have one: its
+        steps, and prompts of up to 1,024 positions, are recorded as CUDA graphs when a size first occurs, and replayed.
+        "dynamic" takes a cache that grows; "static" the one of fixed size on any device. May be set at any time, to a
+        value that the decoder can have, or it is a ConfigError.
         """
         return self._sessions.cache
 
@@ -110,11 +110,13 @@ class LocalDecoder:
         left = min(sampling.max_new_tokens, self.window - longest)
         may_end = left - sampling.min_new_tokens
         rows = [_Row(self, sampling) for _ in prompts]
+        ends = torch.tensor([end for end in self._ends() if end is not None], dtype=torch.long).to(self.model.device)
         state = random_state(sampling, self.model.device)
         with self._sessions.open(len(prompts), longest, left) as steps:
             logits = steps.prefill(prompts)
             while True:
-                chosen = choose_tokens(self._without_ends(logits) if left > may_end else logits, sampling, state)
+                allowed = logits.index_fill(1, ends, -torch.inf) if left > may_end else logits
+                chosen = choose_tokens(allowed, sampling, state)
                 yield [row.take(token) for row, token in zip(rows, chosen.tolist(), strict=True)]
                 left -= 1
                 if not left or all(row.ended for row in rows) or is_stopped():
@@ -124,10 +126,6 @@ class LocalDecoder:
     def _ends(self) -> frozenset[int | None]:
         end = self.model.generation_config.eos_token_id
         return frozenset(end if isinstance(end, list) else [end])
-
-    def _without_ends(self, logits: Tensor) -> Tensor:
-        ends = [end for end in self._ends() if end is not None]
-        return logits.index_fill(1, torch.tensor(ends, dtype=torch.long, device=logits.device), -torch.inf)
 
     def _text(self, ids: Sequence[int], stop: tuple[str, ...]) -> tuple[str, bool]:
         """Text of token ids up to a stop string, and whether one was found."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from gmsa_rag.errors import ConfigError
@@ -18,6 +17,8 @@ CACHES = ("auto", "static", "dynamic")
 # Families whose forward pass is the same chain of kernels whatever its inputs hold.
 FAMILIES = frozenset({"gemma", "llama", "mistral", "qwen2", "qwen3"})
 SMALLEST_CACHE = 256
+# A step attends to all slots of a static cache, filled or not, under a mask: a longer one would not pay.
+LONGEST_STATIC = 4_096
 # Positions of all static caches of a decoder together: about 8 GB for a Llama 3.2 3B in bfloat16.
 MAX_POSITIONS = 65_536
 
@@ -44,7 +45,6 @@ class Sessions:
         self._computing = threading.Lock()
         self._idle: list[StaticSteps] = []
         self._in_use = 0
-        self._pool: tuple[int, int] | None = None
         self._weights: tuple[Any, ...] = ()
         self._told = False
 
@@ -57,7 +57,9 @@ class Sessions:
             length: Positions of the longest.
             max_new_tokens: Most tokens that will follow.
         """
-        steps = self._take(rows_of(rows), slots_of(prompt_width(length) + max_new_tokens)) if self._static() else None
+        slots = slots_of(prompt_width(length) + max_new_tokens)
+        fits = self.cache == "static" or slots <= LONGEST_STATIC
+        steps = self._take(rows_of(rows), slots) if fits and self._static() else None
         if steps is None:
             yield DynamicSteps(self._model)
             return
@@ -93,7 +95,7 @@ class Sessions:
         if found is not None:
             return found
         try:
-            return StaticSteps(self._model, rows, slots, self._computing, self._pool)
+            return StaticSteps(self._model, rows, slots, self._computing, self._records())
         except BaseException:
             with self._counting:
                 self._in_use -= rows * slots
@@ -114,11 +116,9 @@ class Sessions:
         weights = table.weight.data_ptr(), table.weight.dtype, table.weight.device
         if weights != self._weights:
             self._weights, self._idle = weights, []
-            self._pool = self._new_pool()
 
-    def _new_pool(self) -> tuple[int, int] | None:
-        """Memory for CUDA graphs; None elsewhere, where steps are not recorded."""
-        return torch.cuda.graph_pool_handle() if self._model.device.type == "cuda" else None
+    def _records(self) -> bool:
+        return bool(self._model.device.type == "cuda")
 
 
 def check_cache(model: PreTrainedModel, cache: str) -> None:

@@ -28,16 +28,14 @@ class StaticSteps:
         rows: Rows of a batch; a smaller batch leaves some idle.
         slots: Positions that the cache holds for each row, padding included.
         lock: Held while anything is computed or recorded.
-        pool: Memory of CUDA graphs to record the steps in; None runs them unrecorded.
+        record: Whether steps are recorded as CUDA graphs, in memory of their own.
     """
 
     @torch.inference_mode()
-    def __init__(
-        self, model: PreTrainedModel, rows: int, slots: int, lock: threading.Lock, pool: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, rows: int, slots: int, lock: threading.Lock, record: bool) -> None:
         self._model: Any = model
         self.rows, self.slots = rows, slots
-        self._lock, self._pool = lock, pool
+        self._lock, self._pool = lock, new_pool() if record else None
         self._lengths, self._tokens, self._positions, self._slot = (
             torch.ones(shape, dtype=torch.long, device=model.device) for shape in ((rows,), (rows, 1), (rows, 1), (1,))
         )
@@ -45,7 +43,7 @@ class StaticSteps:
         self._cache = Cache(layers=[_Slots(slots, self._slot) for _ in range(model.config.num_hidden_layers)])
         self._readers: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}
         self._decode: Callable[[], Tensor] = self._read_token
-        if pool is not None:
+        if record:
             with lock:
                 self._reader(WIDTH)  # the cache has to be there before a step is recorded
                 self._decode = self._recorded(self._read_token)
@@ -111,6 +109,11 @@ class StaticSteps:
     def _run(self, **inputs: Any) -> Tensor:
         logits: Tensor = self._model(**inputs, past_key_values=self._cache, use_cache=True).logits[:, -1]
         return logits
+
+
+def new_pool() -> tuple[int, int]:
+    """Memory for the CUDA graphs of one cache."""
+    return torch.cuda.graph_pool_handle()
 
 
 def prompt_width(length: int) -> int:
