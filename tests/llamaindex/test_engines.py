@@ -88,9 +88,12 @@ def test_streaming(index, settings, mode, prompts):
     check(prompts, response.source_nodes)
 
 
-async def test_async_streaming(index, settings, prompts):
-    response = await index.as_query_engine(streaming=True, **settings).aquery(QUESTION)
-    assert "".join([piece async for piece in response.async_response_gen()])
+@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+async def test_async_streaming(index, settings, mode, prompts):
+    plain = str(await index.as_query_engine(response_mode=mode, **settings).aquery(QUESTION))
+    prompts.clear()
+    response = await index.as_query_engine(response_mode=mode, streaming=True, **settings).aquery(QUESTION)
+    assert "".join([piece async for piece in response.async_response_gen()]) == plain
     check(prompts, response.source_nodes)
 
 
@@ -111,6 +114,28 @@ async def test_chat_engines(index, settings, mode, prompts):
     assert "".join([piece async for piece in later.async_response_gen()])
     check(prompts, later.source_nodes)
     assert len(engine.chat_history) == 8
+    assert not find_handles(" ".join(str(message.content) for message in engine.chat_history))
+
+
+async def test_the_condense_question_chat_engine(index, settings, prompts):
+    """It answers by a query engine, with a question that it makes of the chat so far."""
+    engine = index.as_chat_engine(chat_mode="condense_question", memory=ChatMemoryBuffer.from_defaults(), **settings)
+    response = engine.chat(neutralise(QUESTION))
+    check(prompts, response.source_nodes, 1)
+    assert len(prompts) == 1
+    prompts.clear()
+    streamed = engine.stream_chat("And then?")
+    assert "".join(streamed.response_gen)
+    check(prompts, streamed.source_nodes, 1)
+    assert len(prompts) == 2
+    prompts.clear()
+    answer = await engine.achat("And then?")
+    check(prompts, answer.source_nodes, 1)
+    prompts.clear()
+    later = await engine.astream_chat("And then?")
+    assert "".join([piece async for piece in later.async_response_gen()])
+    [answered] = later.sources  # LlamaIndex's source_nodes are empty here
+    check(prompts, answered.raw_output.source_nodes, 1)
     assert not find_handles(" ".join(str(message.content) for message in engine.chat_history))
 
 

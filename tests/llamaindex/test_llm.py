@@ -6,6 +6,7 @@ import pickle
 import threading
 
 import pytest
+from llama_index.core import PromptHelper, PromptTemplate
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ThinkingBlock
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -23,8 +24,9 @@ from gmsa_rag.errors import (
 )
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.memory.store import MemoryStore
-from llama_index.llms.gmsa import GMSALLM, GMSATokenizer
+from llama_index.llms.gmsa import GMSALLM, GMSATokenizer, base
 from llama_index.llms.gmsa.threads import in_thread
+from llama_index.postprocessor.gmsa import GMSANodePostprocessor
 
 
 @pytest.fixture
@@ -90,6 +92,7 @@ def test_a_checkpoint_without_a_template_completes_text(make_base, tokenizer, st
     gmsa = GMSA.from_base(make_base(), plain, encoder_layers=2, lsa_layers=1, window=48)
     llm = GMSALLM(gmsa=gmsa, store=store, max_tokens=2)
     assert not llm.metadata.is_chat_model
+    assert llm.metadata.context_window == 256
     assert llm.complete("The Danube</s>").raw["usage"]["prompt_tokens"] > gmsa.num_positions("The Danube</s>")
     with pytest.raises(ValueError, match="chat template"):
         llm.chat([ChatMessage(content="a")])
@@ -160,6 +163,22 @@ def test_a_prompt_that_does_not_fit(wide, store, post):
     assert raw["usage"]["prompt_tokens"] < 4096
 
 
+def test_memories_are_left_out_until_the_answer_has_room(make_base, tokenizer, store):
+    small = GMSA.from_base(make_base(), tokenizer, encoder_layers=2, lsa_layers=1, window=48)
+    post = GMSANodePostprocessor(gmsa=small, store=store, rate=1)
+    [found] = post.postprocess_nodes([NodeWithScore(node=TextNode(text="The Danube begins in the Black Forest."))])
+    llm = GMSALLM(gmsa=small, store=store, max_tokens=8, overflow="drop_last")
+    alone = llm.complete(found.text).raw["usage"]["prompt_tokens"]
+    prompt = found.text + "\ue000" * ((253 - alone) // 3)  # three tokens each
+    kept = llm.complete(prompt, max_tokens=2).raw
+    assert 248 < kept["usage"]["prompt_tokens"] < 254
+    assert "dropped_memories" not in kept["gmsa"]
+    for settings in ({}, {"max_tokens": 12}):
+        assert llm.complete(prompt, **settings).raw["gmsa"]["dropped_memories"] == 1
+    for unbounded in (None, 256, 1000):
+        assert "dropped_memories" not in llm.complete(prompt, max_tokens=unbounded).raw["gmsa"]
+
+
 def test_sampling_settings(llm, wide, chat):
     whole = llm.chat(chat, max_tokens=12).message.content
     stop = whole[3:5]
@@ -203,10 +222,39 @@ def test_the_numbers_are_those_of_the_decoder(llm, wide, chat, handle, store, ow
 
 def test_metadata(llm, wide):
     metadata = llm.metadata
-    assert (metadata.context_window, metadata.num_output, metadata.is_chat_model) == (4096, 2, True)
+    messages = [{"role": role, "content": " "} for role in ("system", "user")]
+    assert metadata.context_window == 4096 - wide.num_positions(wide.chat_prompt(messages))
+    assert (metadata.num_output, metadata.is_chat_model) == (2, True)
     assert metadata.model_name == f"gmsa:{wide.fingerprint[:16]}"
     assert not metadata.is_function_calling_model
     assert llm.model_copy(update={"max_tokens": None}).metadata.num_output == -1
+
+
+@pytest.mark.parametrize(
+    "refusal", ["", "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"]
+)
+def test_packed_prompts_fit_with_a_long_template_around_them(make_base, tokenizer, store, refusal):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = f"{refusal}{'Answer from the passages alone. ' * 4}{tokenizer.chat_template}"
+    gmsa = GMSA.from_base(make_base(), own, encoder_layers=2, lsa_layers=1, window=48)
+    llm = GMSALLM(gmsa=gmsa, store=store, max_tokens=8)
+    metadata = llm.metadata
+    assert 0 < metadata.context_window < 256 - 4 * len("Answer from")
+    helper = PromptHelper.from_llm_metadata(metadata, chunk_overlap_ratio=0)
+    helper._token_counter.tokenizer = GMSATokenizer(gmsa=gmsa)
+    template = PromptTemplate("{context_str}\nWhere?")
+    packed = helper.repack(template, ["The Danube begins in the Black Forest."] * 20)
+    assert len(packed) > 1
+    for text in packed:
+        assert llm.complete(template.format(context_str=text)).raw["usage"]["prompt_tokens"] <= 256 - 8
+
+
+def test_a_template_that_refuses_everything_says_so(make_base, tokenizer):
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = "{{ raise_exception('nothing') }}"
+    gmsa = GMSA.from_base(make_base(), own, encoder_layers=2, lsa_layers=1, window=48)
+    with pytest.raises(InputError, match="nothing"):
+        _ = GMSALLM(gmsa=gmsa).metadata
 
 
 def test_roles_and_blocks(llm, chat, prompts):
@@ -304,13 +352,33 @@ async def test_concurrent_answers_are_those_of_single_calls_in_fewer_steps(llm, 
     assert len(steps) < apart
 
 
-async def test_a_reader_that_goes_away_ends_the_generation(llm, chat):
-    responses = await llm.astream_chat(chat, max_tokens=64)
+@pytest.mark.parametrize("ask", ["astream_chat", "astream_complete"])
+async def test_a_reader_that_goes_away_ends_the_generation(llm, wide, chat, ask, monkeypatch):
+    steps, kept, ended = [], [], threading.Event()
+    forward, stream = type(wide.decoder).forward, GMSA.stream
+
+    def watched(self, prompt, **settings):
+        try:
+            yield from stream(self, prompt, **settings)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(GMSA, "stream", watched)
+    # Kept, so that no garbage collection closes it.
+    monkeypatch.setattr(base, "in_thread", lambda responses: kept.append(responses) or in_thread(responses))
+    monkeypatch.setattr(
+        type(wide.decoder), "forward", lambda self, *args, **kw: steps.append(1) or forward(self, *args, **kw)
+    )
+    responses = await getattr(llm, ask)(chat if ask.endswith("chat") else "Where?", max_tokens=64)
     await anext(aiter(responses))
+    taken = len(steps)
+    assert 0 < taken < 64
+    assert not ended.is_set()
     await responses.aclose()
     async with asyncio.timeout(30):  # LlamaIndex's wrapper leaves the closing to the loop
-        while any("_produce" in thread.name for thread in threading.enumerate()):
+        while not ended.is_set():
             await asyncio.sleep(0)
+    assert len(steps) == taken
 
 
 async def test_in_thread_closes_what_a_cancelled_reader_leaves():

@@ -1,10 +1,14 @@
 """GMSATokenizer: one id for each position, so that budgets are right and no handle is cut."""
 
+import copy
+import pickle
+
 import pytest
 from llama_index.core import PromptHelper, PromptTemplate, Settings
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from gmsa_rag.errors import MalformedHandleError
+from gmsa_rag.errors import FingerprintError, MalformedHandleError
+from gmsa_rag.inference import sharing
 from gmsa_rag.memory.handles import Handle, find_handles
 from llama_index.llms.gmsa import GMSATokenizer
 
@@ -27,6 +31,33 @@ def test_a_handle_counts_as_its_soft_tokens(counting, wide, post):
     assert counting(plain) == wide.codec.encode([plain])[0]
     assert counting("") == []
     assert counting(str(Handle("0" * 32, 0))) == []
+
+
+def test_a_number_that_anybody_may_write_asks_for_no_more_than_the_window(counting, wide):
+    assert len(counting(f"[[gmsa:{'0' * 32}:{wide.decoder_window + 1}]]")) == wide.decoder_window
+    assert len(counting(f"[[gmsa:{'0' * 32}:{10**10 - 1}]]")) == wide.decoder_window
+
+
+def test_it_survives_pickles_and_copies(counting, wide, tmp_path):
+    expected = counting(HANDLES[0])
+    for again in (copy.copy(counting), copy.deepcopy(counting)):
+        assert again(HANDLES[0]) == expected
+    wide.save_pretrained(tmp_path)
+    again = pickle.loads(pickle.dumps(GMSATokenizer(tmp_path, device="cpu")))
+    assert again(HANDLES[0]) == expected
+    with pytest.raises(FingerprintError):  # the engine in memory stays behind
+        pickle.loads(pickle.dumps(counting))("a")
+
+
+def test_its_token_reaches_the_loader(monkeypatch, wide):
+    asked = []
+    monkeypatch.setattr(
+        sharing.GMSA, "from_pretrained", lambda model, **settings: asked.append((model, settings)) or wide
+    )
+    GMSATokenizer("someone/private", revision="v1", dtype="float32", token="secret")("a")
+    [(model, settings)] = asked
+    assert model == "someone/private"
+    assert settings == {"device": "auto", "dtype": "float32", "revision": "v1", "token": "secret"}
 
 
 @pytest.mark.parametrize(("window", "counts"), [(4096, [6]), (500, [3, 3]), (300, [2, 2, 2]), (190, [1] * 6)])

@@ -1,8 +1,10 @@
 """GMSACompressTransform: fills the store, leaves text alone, and tells the pipeline's cache what it depends on."""
 
+import asyncio
 import json
 import multiprocessing
 import pickle
+import threading
 
 import pytest
 from llama_index.core import Document
@@ -90,6 +92,27 @@ async def test_the_async_form_gives_the_same(transform, nodes):
     assert [node.model_dump() for node in found] == [node.model_dump() for node in transform(bare)]
 
 
+async def test_the_async_form_keeps_the_event_loop_ticking(transform, nodes, monkeypatch):
+    """Compression waits for the loop: it can only end if the loop goes on meanwhile."""
+    ticked, asked = threading.Event(), threading.Event()
+    compress = GMSA._compress
+
+    def wait(*args):
+        asked.set()
+        assert ticked.wait(30)
+        return compress(*args)
+
+    monkeypatch.setattr(GMSA, "_compress", wait)
+
+    async def tick():
+        while not asked.is_set():
+            await asyncio.sleep(0)
+        ticked.set()
+
+    found, _ = await asyncio.gather(transform.acall([node.node for node in nodes]), tick())
+    assert len(found) == len(nodes)
+
+
 def test_a_pipeline_computes_once(transform, computed, embedding):
     splitter = TokenTextSplitter(chunk_size=20, chunk_overlap=0, tokenizer=str.split)
     pipeline = IngestionPipeline(
@@ -143,6 +166,9 @@ def test_the_cache_knows_a_checkpoint_by_its_fingerprint(wide, tmp_path, monkeyp
     assert transform.to_dict()["fingerprint"] == "f" * 64
     (tmp_path / "config.json").write_text(json.dumps({"fingerprint": "0" * 64}), encoding="utf-8")
     assert transform.to_dict()["fingerprint"] == "0" * 64
+    for broken in ("{", "[]", "{}"):
+        (tmp_path / "config.json").write_text(broken, encoding="utf-8")
+        assert transform.to_dict()["fingerprint"] is None
     assert GMSACompressTransform(model="someone/on-a-hub").to_dict()["fingerprint"] is None
 
 

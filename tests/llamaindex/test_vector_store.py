@@ -2,11 +2,21 @@
 
 import asyncio
 import pickle
+import sqlite3
+from contextlib import closing
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from llama_index.core import StorageContext, VectorStoreIndex
-from llama_index.core.schema import ImageNode, MediaResource, Node, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core.schema import (
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    Node,
+    NodeRelationship,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.vector_stores.types import (
     FilterCondition,
     FilterOperator,
@@ -18,6 +28,8 @@ from llama_index.core.vector_stores.types import (
 from pydantic import ValidationError
 
 from gmsa_rag.errors import InputError, ShapeError, StoreError
+from gmsa_rag.memory.index import VectorIndex
+from gmsa_rag.memory.store import MemoryStore
 from llama_index.vector_stores.gmsa import GMSAVectorStore
 
 
@@ -75,12 +87,22 @@ def test_nodes_come_back_whole(vectors):
 
 
 def test_other_kinds_of_nodes_come_back(vectors):
-    picture = ImageNode(id_="i", text="A castle.", image="aW1hZ2U=", embedding=[0.0, 0.0, 1.0])
-    both = Node(id_="n", text_resource=MediaResource(text="text"), embedding=[0.0, 0.1, 1.0])
-    vectors.add([picture, both])
-    found = vectors.get_nodes(["i", "n"])
-    assert (type(found[0]), found[0].image, found[0].text) == (ImageNode, "aW1hZ2U=", "A castle.")
-    assert (type(found[1]), found[1].get_content()) == (Node, "text")
+    text = MediaResource(text="text", mimetype="text/markdown", path="a/b.md", url="https://example.org/b.md")
+    image = MediaResource(url="https://example.org/b.png", path="b.png")
+    nodes = [
+        ImageNode(id_="i", text="A castle.", image="aW1hZ2U=", embedding=[0.0, 0.0, 1.0]),
+        IndexNode(id_="x", text="Further on.", index_id="other", embedding=[0.0, 0.25, 1.0]),
+        Node(id_="n", text_resource=text, image_resource=image, embedding=[0.0, 0.125, 1.0]),
+        Node(id_="o", text_resource=MediaResource(path="a/b.md"), embedding=[0.0, 0.125, 0.5]),
+        Node(id_="p", image_resource=image, embedding=[0.0, 0.125, 0.25]),
+    ]
+    before = [node.model_dump() for node in nodes]
+    vectors.add(nodes)
+    assert [node.model_dump() for node in nodes] == before
+    found = vectors.get_nodes([node.node_id for node in nodes])
+    assert [type(node) for node in found] == [type(node) for node in nodes]
+    assert [node.model_dump() for node in found] == before
+    assert [entry.metadata["_node_content"].count("castle") for entry in vectors.client.get(["i"])] == [0]
 
 
 def test_a_node_replaces_that_of_its_id(vectors):
@@ -104,6 +126,46 @@ def test_deletes(vectors):
         vectors.delete_nodes()
     vectors.clear()
     assert ids(vectors) == [] == vectors.get_nodes()
+
+
+@pytest.mark.parametrize("condition", list(FilterCondition))
+def test_an_empty_group_of_filters_deletes_nothing(vectors, condition):
+    empty = filters(condition=condition)
+    for wanted in (empty, filters(empty, condition=condition), filters(("page", "==", 1), filters(empty))):
+        with pytest.raises(InputError, match="clear"):
+            vectors.delete_nodes(filters=wanted)
+    assert len(vectors.client) == 4
+    vectors.delete_nodes(["a"], filters=empty)
+    assert len(vectors.client) == 3
+
+
+def test_deletes_by_id_read_those_rows_only(vectors, monkeypatch):
+    def entries(self):
+        raise AssertionError("the whole index was read")
+
+    monkeypatch.setattr(VectorIndex, "entries", entries)
+    vectors.delete_nodes(["a", "unknown"])
+    vectors.delete_nodes(["b", "c", "unknown"], filters=filters(("page", "==", 2)))
+    assert len(vectors.client) == 2
+
+
+def test_a_delete_that_finds_nothing_writes_nothing(tmp_path):
+    path = tmp_path / "vectors.db"
+    store = GMSAVectorStore(path=path)
+    store.add(NODES)
+    with closing(sqlite3.connect(path)) as connection:
+        query = "SELECT generation FROM namespaces"
+        before = connection.execute(query).fetchall()
+        store.delete("doc-9")
+        store.delete_nodes([])
+        store.delete_nodes(["unknown"])
+        store.delete_nodes(["a"], filters=filters(("page", "==", 9)))
+        store.delete_nodes(filters=filters(("page", "==", 9)))
+        assert connection.execute(query).fetchall() == before
+        store.delete_nodes(["a"])
+        assert connection.execute(query).fetchall() != before
+    assert ids(store) == ["b", "d", "c"]
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +270,7 @@ def test_it_stays_on_a_file_and_goes_from_one_to_another(tmp_path, vectors):
     vectors.persist(str(tmp_path / "sub" / "vectors.db"))
     vectors.persist(str(tmp_path / "sub" / "vectors.db"))
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["vectors.db"]
+    vectors.persist(tmp_path / "sub" / "vectors.db")
     again = GMSAVectorStore.from_persist_path(tmp_path / "sub" / "vectors.db")
     assert [node.model_dump() for node in again.get_nodes()] == [node.model_dump() for node in NODES]
     again.delete("doc-1")
@@ -225,11 +288,62 @@ def test_it_stays_on_a_file_and_goes_from_one_to_another(tmp_path, vectors):
     reopened.close()
 
 
+def test_persisting_leaves_all_else_in_the_file(tmp_path, vectors, wide):
+    path = tmp_path / "library.db"
+    other = GMSAVectorStore(path=path, namespace="other")
+    other.add(NODES[:1])
+    with MemoryStore(path) as store:
+        memory = wide.compress("The Danube begins in the Black Forest.", store=store)
+        handle = store.handle(memory)
+        vectors.persist(str(path))
+        assert store.resolve(handle).key == memory.key
+    other.close()
+    with MemoryStore(path) as store, GMSAVectorStore(path=path, namespace="other").client as there:
+        assert store.resolve(handle).key == memory.key
+        assert [entry.id for entry in there.entries()] == ["a"]
+    again = GMSAVectorStore.from_persist_path(path)
+    assert [node.model_dump() for node in again.get_nodes()] == [node.model_dump() for node in NODES]
+    again.close()
+
+
+def test_persisting_over_an_open_store_with_a_log_replaces_its_rows(tmp_path, vectors):
+    path = tmp_path / "library.db"
+    there = GMSAVectorStore(path=path)
+    there.add([node("old", [0.0, 0.0, 1.0])])
+    assert path.with_name("library.db-wal").stat().st_size
+    vectors.persist(str(path))
+    assert sorted(ids(there)) == ["a", "b", "c", "d"]
+    again = GMSAVectorStore.from_persist_path(path)
+    assert sorted(ids(again)) == ["a", "b", "c", "d"]
+    again.client.check()
+    again.close()
+    there.close()
+
+
+def test_a_storage_context_persists_it_and_takes_it_again(tmp_path, embedding):
+    store = GMSAVectorStore(namespace="tenant")
+    context = StorageContext.from_defaults(vector_store=store)
+    VectorStoreIndex([TextNode(id_="r", text="Rome")], storage_context=context, embed_model=embedding)
+    context.persist(tmp_path)
+    store.close()
+    again = GMSAVectorStore.from_persist_dir(tmp_path, "tenant")
+    context = StorageContext.from_defaults(vector_store=again, persist_dir=str(tmp_path))
+    index = load_index_from_storage(context, embed_model=embedding)
+    assert [found.id_ for found in index.as_retriever().retrieve("Rome")] == ["r"]
+    again.close()
+    with pytest.raises(StoreError, match="image__vector_store"):
+        GMSAVectorStore.from_persist_dir(tmp_path, name="image")
+
+
 def test_what_cannot_be_opened_or_written(tmp_path, vectors):
     with pytest.raises(StoreError, match="no such file"):
         GMSAVectorStore.from_persist_path(tmp_path / "missing.db")
     with pytest.raises(InputError, match="local"):
         vectors.persist("vectors.db", fs=MemoryFileSystem())
+    (tmp_path / "notes.txt").write_text("notes", encoding="utf-8")
+    with pytest.raises(StoreError):
+        vectors.persist(str(tmp_path / "notes.txt"))
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "notes"
     with pytest.raises(StoreError, match="pickled"):
         pickle.dumps(vectors)
     assert len(vectors.get_nodes()) == 4

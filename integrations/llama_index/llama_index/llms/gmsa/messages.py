@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -15,7 +16,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
 )
 
-from gmsa_rag.errors import InputTypeError
+from gmsa_rag.errors import InputError, InputTypeError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.reading import Prompt, Turn
 
@@ -25,6 +26,8 @@ _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
 }
+_FRAMES = (("system", "user"), ("user",))
+_template_positions: WeakKeyDictionary[GMSA, int] = WeakKeyDictionary()
 
 
 def turns(messages: Sequence[ChatMessage]) -> list[Turn]:
@@ -34,6 +37,23 @@ def turns(messages: Sequence[ChatMessage]) -> list[Turn]:
         InputTypeError: If a message holds an image, audio, video, document, citation or tool call.
     """
     return [(_ROLES.get(message.role, message.role.value), _text(message)) for message in messages]
+
+
+def template_positions(gmsa: GMSA) -> int:
+    """Positions that the chat template takes around a user's message, with a system message or without.
+
+    Each message is counted as one space, which leaves room for text that takes one token more beside the template.
+
+    Args:
+        gmsa: Whose template; it is looked at once.
+    Returns:
+        The larger number of the two, or the only one if the template takes no system message; 0 without a template.
+    Raises:
+        InputError: If the template takes neither.
+    """
+    if gmsa not in _template_positions:
+        _template_positions[gmsa] = _counted(gmsa) if gmsa.tokenizer.chat_template else 0
+    return _template_positions[gmsa]
 
 
 def usage(prompt: Prompt, text: str, gmsa: GMSA) -> dict[str, int]:
@@ -64,6 +84,20 @@ def as_chat(response: CompletionResponse) -> ChatResponse:
         raw=response.raw,
         additional_kwargs=response.additional_kwargs,
     )
+
+
+def _counted(gmsa: GMSA) -> int:
+    counts, refused = [], None
+    for roles in _FRAMES:
+        try:
+            prompt = gmsa.chat_prompt([{"role": role, "content": " "} for role in roles])
+        except InputError as error:
+            refused = error
+        else:
+            counts.append(gmsa.num_positions(prompt))
+    if refused is not None and not counts:
+        raise refused
+    return max(counts)
 
 
 def _text(message: ChatMessage) -> str:

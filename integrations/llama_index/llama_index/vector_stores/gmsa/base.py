@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +11,11 @@ from typing import Annotated, Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
-from llama_index.core.schema import BaseNode, MetadataMode
+from llama_index.core.schema import BaseNode, MetadataMode, Node
+from llama_index.core.vector_stores.simple import DEFAULT_VECTOR_STORE, NAMESPACE_SEP
 from llama_index.core.vector_stores.types import (
+    DEFAULT_PERSIST_DIR,
+    DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
@@ -28,7 +30,7 @@ from gmsa_rag.errors import InputError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.handles import find_handles
 from gmsa_rag.memory.index import Entry, Hit, VectorIndex
-from llama_index.vector_stores.gmsa.filters import matches
+from llama_index.vector_stores.gmsa.filters import has_empty_group, matches
 
 _OWNER = "ref_doc_id"
 _NO_OWNER = "None"  # node_to_metadata_dict writes this
@@ -39,7 +41,7 @@ class GMSAVectorStore(BasePydanticVectorStore):
     """A vector store over VectorIndex: exact cosine search, deletes, all metadata filters, rows that survive.
 
     Give it nodes as they are, never compressed ones: a handle means nothing to an embedding model. Compress what it
-    finds. Nodes come back with their ids, metadata and relationships.
+    finds. Nodes come back as they were, all but `MediaResource.data`, which LlamaIndex itself never serialises.
 
     Args:
         path: The database, made if missing; may be that of a MemoryStore. ":memory:" keeps it in memory.
@@ -94,6 +96,31 @@ class GMSAVectorStore(BasePydanticVectorStore):
             raise StoreError(str(persist_path), expected="a database", got="no such file", remedy="Check the path.")
         return cls(path=os.fspath(persist_path), namespace=namespace)
 
+    @classmethod
+    def from_persist_dir(
+        cls,
+        persist_dir: str | Path = DEFAULT_PERSIST_DIR,
+        namespace: str = "default",
+        fs: AbstractFileSystem | None = None,
+        *,
+        name: str = DEFAULT_VECTOR_STORE,
+    ) -> GMSAVectorStore:
+        """Open what StorageContext.persist() wrote.
+
+        Args:
+            persist_dir: The folder.
+            namespace: Of the database.
+            fs: None, or the local file system.
+            name: Of the vector store, in a storage context with several.
+        Returns:
+            The store; a new StorageContext takes it as its `vector_store`, beside the `persist_dir`.
+        Raises:
+            StoreError: If there is no such file.
+            InputError: If the file system is another one.
+        """
+        persist_path = Path(persist_dir) / f"{name}{NAMESPACE_SEP}{DEFAULT_PERSIST_FNAME}"
+        return cls.from_persist_path(persist_path, namespace, fs)
+
     @property
     def client(self) -> VectorIndex:
         """The index."""
@@ -116,7 +143,8 @@ class GMSAVectorStore(BasePydanticVectorStore):
         vectors = [_embedding(node) for node in nodes]
         for node in nodes:
             dump_metadata(node.metadata)  # LlamaIndex would write null for what JSON lacks, such as NaN
-        metadatas = [node_to_metadata_dict(node, remove_text=True, flat_metadata=False) for node in nodes]
+        # Not remove_text, which removes all of a Node's text_resource.
+        metadatas = [node_to_metadata_dict(_with_text(node, ""), flat_metadata=False) for node in nodes]
         return self._index.add(texts, vectors, metadatas, [node.node_id for node in nodes])
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
@@ -126,7 +154,7 @@ class GMSAVectorStore(BasePydanticVectorStore):
             ref_doc_id: Id of the document, their source.
             **delete_kwargs: Not used; LlamaIndex's signature.
         """
-        self._delete(lambda entry: entry.metadata.get(_OWNER) == ref_doc_id)
+        self._index.delete([e.id for e in self._index.entries() if e.metadata.get(_OWNER) == ref_doc_id])
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -138,16 +166,19 @@ class GMSAVectorStore(BasePydanticVectorStore):
             filters: What their metadata must pass too.
             **delete_kwargs: Not used; LlamaIndex's signature.
         Raises:
-            InputError: If neither is given; clear() deletes all.
+            InputError: If neither is given, or no ids and a group of filters that is empty; clear() deletes all.
         """
-        if node_ids is None and filters is None:
-            remedy = "Call clear() to delete all."
-            raise InputError("delete_nodes", expected="node_ids or filters", got="neither", remedy=remedy)
-        self._delete(_predicate(node_ids, None, filters))
+        if node_ids is None and (filters is None or has_empty_group(filters)):
+            got, remedy = "neither" if filters is None else "an empty group of filters", "Call clear() to delete all."
+            raise InputError("delete_nodes", expected="node_ids or filters", got=got, remedy=remedy)
+        if node_ids is not None and filters is None:
+            self._index.delete(node_ids)
+        else:
+            self._index.delete([entry.id for entry in self._entries(node_ids, filters)])
 
     def clear(self) -> None:
         """Delete all nodes."""
-        self._delete(lambda entry: True)
+        self._index.delete([entry.id for entry in self._index.entries()])
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         """Read nodes with their embeddings.
@@ -158,9 +189,7 @@ class GMSAVectorStore(BasePydanticVectorStore):
         Returns:
             Those that are there.
         """
-        entries = self._index.entries() if node_ids is None else self._index.get(node_ids)
-        wanted = _predicate(None, None, filters)
-        return [_node(entry, with_vector=True) for entry in entries if entry is not None and wanted(entry)]
+        return [_node(entry, with_vector=True) for entry in self._entries(node_ids, filters)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes nearest to a question.
@@ -195,26 +224,20 @@ class GMSAVectorStore(BasePydanticVectorStore):
         )
 
     def persist(self, persist_path: str, fs: AbstractFileSystem | None = None) -> None:
-        """Write a copy of the rows to a database of its own; to the store's own file there is nothing to do.
+        """Write all rows to another database; to the store's own file there is nothing to do.
 
         Args:
-            persist_path: The file; one that is there is replaced.
+            persist_path: The file, made if missing, and so is its folder. Rows of the same namespace in it are
+                replaced, in one transaction; its memories and other namespaces stay.
             fs: None, or the local file system.
         Raises:
             InputError: If the file system is another one.
+            ShapeError: If the file holds vectors of another width.
+            StoreError: If the file cannot be written, or is no database of this kind.
         """
         _check_local(fs)
-        if self.path != IN_MEMORY and os.path.realpath(persist_path) == os.path.realpath(self.path):
-            return
-        target = Path(persist_path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        entries = self._index.entries()
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            beside = Path(folder) / target.name
-            with VectorIndex(beside, self.namespace) as copy:
-                texts, metadatas = [entry.text for entry in entries], [entry.metadata for entry in entries]
-                copy.add(texts, [entry.vector for entry in entries], metadatas, [entry.id for entry in entries])
-            os.replace(beside, target)
+        Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
+        self._index.save(persist_path)
 
     def close(self) -> None:
         """Close the database; closing again does nothing."""
@@ -256,8 +279,9 @@ class GMSAVectorStore(BasePydanticVectorStore):
         state = super(GMSAVectorStore, self.model_copy()).__getstate__()
         return {**state, "__pydantic_private__": None}
 
-    def _delete(self, wanted: Callable[[Entry], bool]) -> None:
-        self._index.delete([entry.id for entry in self._index.entries() if wanted(entry)])
+    def _entries(self, node_ids: Sequence[str] | None, filters: MetadataFilters | None) -> list[Entry]:
+        entries = self._index.entries() if node_ids is None else self._index.get(node_ids)
+        return [entry for entry in entries if entry and (filters is None or matches(filters, entry.metadata))]
 
     def _diverse(
         self,
@@ -283,10 +307,13 @@ class GMSAVectorStore(BasePydanticVectorStore):
 def _predicate(
     node_ids: Sequence[str] | None, doc_ids: Sequence[str] | None, filters: MetadataFilters | None
 ) -> Callable[[Entry], bool]:
+    nodes = None if node_ids is None else set(node_ids)
+    owners = None if doc_ids is None else set(doc_ids) - {_NO_OWNER}
+
     def wanted(entry: Entry) -> bool:
-        if node_ids is not None and entry.id not in node_ids:
+        if nodes is not None and entry.id not in nodes:
             return False
-        if doc_ids is not None and entry.metadata.get(_OWNER) not in set(doc_ids) - {_NO_OWNER}:
+        if owners is not None and entry.metadata.get(_OWNER) not in owners:
             return False
         return filters is None or matches(filters, entry.metadata)
 
@@ -305,6 +332,18 @@ def _text(node: BaseNode) -> str:
     return text
 
 
+def _with_text(node: BaseNode, text: str) -> BaseNode:
+    """A copy with another text, which keeps what a Node says of its text's origin."""
+    copy = node.model_copy()
+    if text == node.get_content(MetadataMode.NONE):
+        return copy
+    if isinstance(copy, Node) and copy.text_resource is not None:
+        copy.text_resource = copy.text_resource.model_copy(update={"text": text})
+    else:
+        copy.set_content(text)
+    return copy
+
+
 def _embedding(node: BaseNode) -> list[float]:
     if node.embedding is None:
         remedy = "Add nodes through an index, or embed them first."
@@ -313,7 +352,7 @@ def _embedding(node: BaseNode) -> list[float]:
 
 
 def _node(entry: Entry, *, with_vector: bool = False) -> BaseNode:
-    node = metadata_dict_to_node(entry.metadata, text=entry.text)
+    node = _with_text(metadata_dict_to_node(entry.metadata), entry.text)
     if with_vector:
         node.embedding = entry.vector.tolist()
     return node

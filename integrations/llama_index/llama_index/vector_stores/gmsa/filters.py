@@ -51,6 +51,12 @@ def matches(filters: MetadataFilters, metadata: Mapping[str, Any]) -> bool:
     return not any(found) if filters.condition == FilterCondition.NOT else all(found)
 
 
+def has_empty_group(filters: MetadataFilters) -> bool:
+    """Whether filters, or a group nested in them, hold no filter: that passes everything."""
+    nested = (one for one in filters.filters if isinstance(one, MetadataFilters))
+    return not filters.filters or any(map(has_empty_group, nested))
+
+
 def _matches(wanted: MetadataFilter, metadata: Mapping[str, Any]) -> bool:
     _check(wanted)
     found = metadata.get(wanted.key)
