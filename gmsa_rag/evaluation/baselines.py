@@ -21,6 +21,8 @@ class EmbeddedText(nn.Module):
         encoder: The decoder's own backbone, of which the embeddings are read.
     """
 
+    can_pack = False  # there is nothing to gain
+
     def __init__(self, decoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = backbone_of(decoder)
