@@ -116,6 +116,10 @@ def test_other_integrations_of_llama_index_work_beside_ours(installed, tmp_path)
     for paths in ((installed, tmp_path), (tmp_path, installed)):
         done = python(code, *paths)
         assert done.stdout.split() == ["other", "True"], done.stderr
+    # And beside the editable installation that the tests run in.
+    beside = [sys.executable, "-P", "-c", f"import sys; sys.path.append({str(tmp_path)!r})\n{code}"]
+    done = subprocess.run(beside, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["other", "True"], done.stderr
 
 
 @pytest.mark.slow

@@ -118,6 +118,16 @@ def test_a_resumed_state_needs_its_memories(vectors, compressor, chat, store):
     assert isinstance(build(vectors, compressor, lenient, saver).invoke(None, THREAD)["answer"], str)
 
 
+def test_a_handle_that_is_cut_in_a_resumed_state_raises(vectors, compressor, chat):
+    saver = InMemorySaver()
+    graph = build(vectors, compressor, chat, saver, interrupt_before=["answer"])
+    cut = graph.invoke({"question": QUESTION}, THREAD)["documents"]
+    cut[0].page_content = cut[0].page_content[:30]
+    graph.update_state(THREAD, {"documents": cut})
+    with pytest.raises(MalformedHandleError):
+        build(vectors, compressor, chat, saver).invoke(None, THREAD)
+
+
 class Conversation(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
 
