@@ -6,8 +6,9 @@ import atexit
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
-from gmsa_rag.errors import InputError
+from gmsa_rag.errors import ConfigError, FingerprintError, InputError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.store import DEFAULT_STORE_MEMORIES, MemoryStore, default_store
@@ -45,6 +46,42 @@ def load_engine(
         if key not in _engines:
             _engines[key] = GMSA.from_pretrained(model, device=device, dtype=dtype, revision=revision, token=token)
         return _engines[key]
+
+
+def chosen_engine(gmsa: GMSA | None, model: str, fingerprint: str | None, **settings: Any) -> GMSA:
+    """The engine that a component's settings mean.
+
+    Args:
+        gmsa: An engine in memory, instead of `model`.
+        model: A checkpoint.
+        fingerprint: The only one that may be used; None takes any.
+        **settings: As for load_engine().
+    Returns:
+        The engine; one of `model` is loaded once per process.
+    Raises:
+        CheckpointError: As load_engine(), and so is ConfigError.
+        FingerprintError: If it is not the one of `fingerprint`.
+    """
+    engine = gmsa or load_engine(model, **settings)
+    if fingerprint not in (None, engine.fingerprint):
+        raise FingerprintError(
+            "checkpoint",
+            expected=f"one of fingerprint {fingerprint}",
+            got=f"{'the engine' if gmsa else repr(model)} of {engine.fingerprint}",
+            remedy="Name the checkpoint in `model`, or assign the engine to `gmsa`.",
+        )
+    return engine
+
+
+def check_picklable(store: object) -> None:
+    """Raise ConfigError for a `store=` setting that cannot be pickled: one that is open."""
+    if isinstance(store, MemoryStore):
+        raise ConfigError(
+            "store",
+            expected="None or a path, which can be pickled",
+            got="a MemoryStore, an open file",
+            remedy="Name the store by its path.",
+        )
 
 
 def shared_store(store: MemoryStore | str | Path | None, namespace: str | None = None) -> MemoryStore:

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 from gmsa_rag.errors import (
     CorruptStoreError,
-    InputError,
     MemoryFormatError,
     StoreError,
     UnknownMemoryError,
@@ -36,7 +35,7 @@ from gmsa_rag.memory.cache_records import (
 from gmsa_rag.memory.handles import check_secret, make_handle, parse_handle, store_identity
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
-from gmsa_rag.memory.records import check_use, encode
+from gmsa_rag.memory.records import check_use, encode, passages_of
 from gmsa_rag.memory.store import MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -125,10 +124,7 @@ class GMSAMemoryCache(MemoryStore):
             InputError: If the counts differ, a soft token is not finite, or a key is not that of its text.
             StoreError: If another process has meanwhile given the byte store another secret.
         """
-        if texts is not None and len(texts) != len(memories):
-            got = f"{len(texts)} texts for {len(memories)} memories"
-            raise InputError("texts", expected="one for each memory", got=got, remedy="Pass them in the same order.")
-        passages: Sequence[str | None] = [None] * len(memories) if texts is None else texts
+        passages = passages_of(memories, texts)
         rows = [
             encode(memory, text, self._secret, self.keep_text) for memory, text in zip(memories, passages, strict=True)
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, MalformedHandleError, MemoryFormatError
 from gmsa_rag.memory.handles import Handle, make_handle, parse_handle
 from gmsa_rag.memory.keys import encode_text
@@ -90,6 +92,16 @@ def problem_of(row: Record, secret: bytes) -> str | None:
 
 def _handle_digest(secret: bytes, key: str) -> str:
     return parse_handle(make_handle(secret, key, 0)).digest
+
+
+def passages_of(memories: Sequence[Memory], texts: Sequence[str] | None) -> Sequence[str | None]:
+    """The passage of each memory, None where texts are not given; InputError if the counts differ."""
+    if texts is None:
+        return [None] * len(memories)
+    if len(texts) != len(memories):
+        got = f"{len(texts)} texts for {len(memories)} memories"
+        raise InputError("texts", expected="one for each memory", got=got, remedy="Pass them in the same order.")
+    return texts
 
 
 def check_use(handle: Handle, memory: Memory, fingerprint: str | None) -> Memory:

@@ -21,7 +21,18 @@ from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
 from gmsa_rag.memory.handles import make_handle, parse_handle, store_identity
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
-from gmsa_rag.memory.records import COLUMNS, EVICT, PUT, TOUCH, Record, check_use, decode, encode, problem_of
+from gmsa_rag.memory.records import (
+    COLUMNS,
+    EVICT,
+    PUT,
+    TOUCH,
+    Record,
+    check_use,
+    decode,
+    encode,
+    passages_of,
+    problem_of,
+)
 
 DEFAULT_STORE_MEMORIES = 1024
 TEXTS_PER_MEMORY = 8
@@ -116,10 +127,7 @@ class MemoryStore:
             InputError: If the counts differ, a soft token is not finite, or a key is not that of its text.
             StoreError: If the file cannot be written.
         """
-        if texts is not None and len(texts) != len(memories):
-            got = f"{len(texts)} texts for {len(memories)} memories"
-            raise InputError("texts", expected="one for each memory", got=got, remedy="Pass them in the same order.")
-        passages: Sequence[str | None] = [None] * len(memories) if texts is None else texts
+        passages = passages_of(memories, texts)
         rows = [self._encode(memory, text) for memory, text in zip(memories, passages, strict=True)]
         with self._database.write() as connection:
             connection.executemany(PUT, rows)

@@ -7,9 +7,9 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
 
 from gmsa_rag.errors import CheckpointError, UnknownMemoryError
-from gmsa_rag.inference import microbatching
+from gmsa_rag.inference import microbatching, sharing
 from gmsa_rag.memory import MemoryStore
-from langchain_gmsa import ChatGMSA, engines
+from langchain_gmsa import ChatGMSA
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_cache_keeps_what_changes_an_answer_apart(chat, setting):
 
 
 def test_a_cache_keeps_checkpoints_apart_without_loading_local_ones(gmsa, checkpoint, monkeypatch):
-    monkeypatch.setattr(engines, "load_engine", None)
+    monkeypatch.setattr(sharing, "load_engine", None)
     assert ChatGMSA(model=checkpoint)._identifying_params["fingerprint"] == gmsa.fingerprint
     assert ChatGMSA(gmsa=gmsa)._identifying_params["fingerprint"] == gmsa.fingerprint
     assert ChatGMSA()._identifying_params["fingerprint"] not in (None, gmsa.fingerprint)
@@ -73,7 +73,7 @@ async def test_a_hub_id_is_loaded_for_the_cache_aside_from_the_event_loop(gmsa, 
         loading.append(threading.current_thread())
         return gmsa
 
-    monkeypatch.setattr(engines, "load_engine", load)
+    monkeypatch.setattr(sharing, "load_engine", load)
     chat = ChatGMSA(model="someone/on-a-hub", max_tokens=2)
     assert chat._identifying_params["fingerprint"] == gmsa.fingerprint
     for call in (chat.ainvoke("Where?"), anext(chat.astream("Where?"))):

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
-from gmsa_rag.errors import ConfigError, FingerprintError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.loading import recorded_fingerprint
-from gmsa_rag.inference.sharing import load_engine, path_text, shared_store
+from gmsa_rag.inference.sharing import check_picklable, chosen_engine, path_text, shared_store
 from gmsa_rag.memory.store import MemoryStore
 
 
@@ -36,13 +35,7 @@ class StoreSettings(BaseModel):
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[Any, Any]:
-        if isinstance(self.store, MemoryStore):
-            raise ConfigError(
-                "store",
-                expected="None or a path, which can be pickled",
-                got="a MemoryStore, an open file",
-                remedy="Name the store by its path.",
-            )
+        check_picklable(self.store)
         return super().__getstate__()
 
     def _shared(self) -> list[object]:
@@ -93,16 +86,8 @@ class GMSASettings(StoreSettings):
 
     def _engine(self, model: str) -> GMSA:
         token = self.token.get_secret_value() if self.token else None
-        settings: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "revision": self.revision}
-        engine = self.gmsa or load_engine(model, **settings, token=token)
-        if self.fingerprint not in (None, engine.fingerprint):
-            raise FingerprintError(
-                "checkpoint",
-                expected=f"one of fingerprint {self.fingerprint}",
-                got=f"{'the engine' if self.gmsa else model!r} of {engine.fingerprint}",
-                remedy="Name the checkpoint in `model`, or assign the engine to `gmsa`.",
-            )
-        return engine
+        settings = {"device": self.device, "dtype": self.dtype, "revision": self.revision, "token": token}
+        return chosen_engine(self.gmsa, model, self.fingerprint, **settings)
 
 
 @cache

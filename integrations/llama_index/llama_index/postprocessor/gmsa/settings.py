@@ -8,9 +8,8 @@ from llama_index.core.schema import BaseComponent
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, field_serializer
 
 from gmsa_rag.checks import check_rate
-from gmsa_rag.errors import ConfigError, FingerprintError
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.inference.sharing import DEFAULT_MODEL, load_engine, path_text, shared_store
+from gmsa_rag.inference.sharing import DEFAULT_MODEL, check_picklable, chosen_engine, path_text, shared_store
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.store import MemoryStore
 
@@ -60,16 +59,8 @@ class GMSASettings(BaseComponent):
             FingerprintError: If it is not the one of `fingerprint`.
         """
         token = self.token.get_secret_value() if self.token else None
-        settings: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "revision": self.revision}
-        engine = self.gmsa or load_engine(self.model, **settings, token=token)
-        if self.fingerprint not in (None, engine.fingerprint):
-            raise FingerprintError(
-                "checkpoint",
-                expected=f"one of fingerprint {self.fingerprint}",
-                got=f"{'the engine' if self.gmsa else repr(self.model)} of {engine.fingerprint}",
-                remedy="Name the checkpoint in `model`, or assign the engine to `gmsa`.",
-            )
-        return engine
+        settings = {"device": self.device, "dtype": self.dtype, "revision": self.revision, "token": token}
+        return chosen_engine(self.gmsa, self.model, self.fingerprint, **settings)
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         memo = {} if memo is None else memo
@@ -77,13 +68,7 @@ class GMSASettings(BaseComponent):
         return super().__deepcopy__(memo)
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self.store, MemoryStore):
-            raise ConfigError(
-                "store",
-                expected="None or a path, which can be pickled",
-                got="a MemoryStore, an open file",
-                remedy="Name the store by its path.",
-            )
+        check_picklable(self.store)
         # A copy: LlamaIndex pickles each value to see whether it can, and deletes from the object what it cannot.
         light = self.model_copy(update={"gmsa": None, "fingerprint": self._expected()})
         return super(GMSASettings, light).__getstate__()
