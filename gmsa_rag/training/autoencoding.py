@@ -56,7 +56,8 @@ def autoencode(
 
     def make(phase: int) -> Callable[[random.Random], Example]:
         current = recipe.phases[phase]
-        return Tasks(codec, start.config, stream, current.rates, current.windows).draw(task_weights(recipe, phase))
+        tasks = Tasks(codec, start.config, stream, current.rates, current.windows, noise=recipe.noise)
+        return tasks.draw(task_weights(recipe, phase))
 
     settings = recipe.optimisation
     set_seed(settings.seed)  # LoRA starts from random weights

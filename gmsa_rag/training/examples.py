@@ -19,10 +19,17 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens the decoder reads, and learns to predict where `learn` is set."""
+    """Tokens the decoder reads, and learns to predict where `learn` is set.
+
+    Attributes:
+        ids: The tokens.
+        learn: Whether they are to be predicted.
+        read: As many tokens that the decoder reads in their place; None where it reads them as they are.
+    """
 
     ids: Sequence[int]
     learn: bool = False
+    read: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +107,9 @@ def collate(examples: Sequence[Example], window: int, pad_to: int = 1) -> Batch:
                 windows += _windows(part, window)
             else:
                 count = len(part.ids)
-                ids = torch.as_tensor(np.asarray(part.ids, dtype=np.int64))
-                input_ids[row, at : at + count] = ids
+                input_ids[row, at : at + count] = _tensor(part.ids if part.read is None else part.read)
                 if part.learn:
-                    labels[row, at : at + count] = ids
+                    labels[row, at : at + count] = _tensor(part.ids)
             at += count
     labels[:, 0] = IGNORED  # nothing before it to be predicted from
     learned = (labels != IGNORED).flatten().nonzero()[:, 0]
@@ -136,6 +142,10 @@ def batches(
     yield from groups
 
 
+def _tensor(ids: Sequence[int]) -> Tensor:
+    return torch.as_tensor(np.asarray(ids, dtype=np.int64))
+
+
 def _cost(example: Example) -> int:
     return num_positions(example) + sum(len(part.ids) for part in example if isinstance(part, Passage))
 
@@ -153,5 +163,5 @@ def _pad_windows(windows: list[tuple[Sequence[int], int]], pad_to: int) -> tuple
     lengths = [len(ids) for ids, _ in windows]
     padded = torch.zeros((len(windows), _multiple(max(lengths, default=0), pad_to)), dtype=torch.long)
     for row, (ids, _) in enumerate(windows):
-        padded[row, : len(ids)] = torch.as_tensor(np.asarray(ids, dtype=np.int64))
+        padded[row, : len(ids)] = _tensor(ids)
     return padded, lengths, [rate for _, rate in windows]

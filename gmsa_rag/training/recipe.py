@@ -115,6 +115,8 @@ class AutoencodeRecipe:
         lsa_layers: Layers of the layer semantic alignment.
         window: The compressor's window.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze` in the last phase; before it, restoration alone.
+        noise: Share of a restoration's tokens that the decoder reads as others of the passage, so that it can go on
+            after a mistake of its own; below 1.
         lora: LoRA of the encoder, as in the paper; None trains all of its weights.
         train_decoder: Whether the decoder learns too; the paper freezes it, a base trained from scratch needs it.
         frozen_dtype: Of the weights that do not learn.
@@ -129,6 +131,7 @@ class AutoencodeRecipe:
     lsa_layers: int = 1
     window: int = 256
     tasks: dict[str, float] = field(default_factory=lambda: {"restore": 1.0})
+    noise: float = 0.0
     lora: LoraSettings | None = None
     train_decoder: bool = False
     frozen_dtype: str = "float32"
@@ -138,6 +141,7 @@ class AutoencodeRecipe:
     def __post_init__(self) -> None:
         _choose("save", self.save, SAVED)
         check_frozen_dtype(self.frozen_dtype, self.optimisation)
+        _check_noise(self.noise)
         if self.save == "adapters" and (self.lora is None or self.train_decoder):
             raise ConfigError(
                 "save: adapters", expected="lora, and a frozen decoder", got="weights that are no adapters",
@@ -184,6 +188,7 @@ class KeftRecipe:
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is then `no_answer`.
         no_answer: What is said then; "" keeps the checkpoint's.
         refine: Share of question prompts worded as a refinement of an earlier answer.
+        noise: As in autoencoding.
         max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
         frozen_dtype: Of the weights that do not learn.
         save: "full", all of the decoder's weights, or "adapters": its LoRA alone, on a checkpoint of adapters.
@@ -202,6 +207,7 @@ class KeftRecipe:
     unanswerable: float = 0.0
     no_answer: str = ""
     refine: float = 0.0
+    noise: float = 0.0
     max_positions: int = 768
     frozen_dtype: str = "float32"
     save: str = "full"
@@ -210,6 +216,7 @@ class KeftRecipe:
         _choose("trainable", self.trainable, TRAINABLE)
         _choose("save", self.save, SAVED)
         check_frozen_dtype(self.frozen_dtype, self.optimisation)
+        _check_noise(self.noise)
         if (self.trainable == "lora") != (self.lora is not None):
             raise ConfigError(
                 "trainable", expected="lora settings with trainable: lora, and only then",
@@ -225,6 +232,11 @@ def check_frozen_dtype(dtype: str, optimisation: Optimisation) -> None:
             "frozen_dtype", expected="float32 where nothing is computed in bfloat16", got=dtype,
             remedy="Set bf16: true, or frozen_dtype: float32.",
         )  # fmt: skip
+
+
+def _check_noise(noise: float) -> None:
+    if not 0 <= noise < 1:
+        raise ConfigError("noise", expected="0 or more, below 1", got=str(noise), remedy="Use 0.05 for a twentieth.")
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

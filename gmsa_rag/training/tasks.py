@@ -39,6 +39,8 @@ class Tasks:
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is the config's no_answer.
         refine: Share of question prompts worded as a refinement of an earlier answer.
         max_positions: Longest example.
+        noise: Share of a restoration's tokens that the decoder reads as others of the passage. In use it reads its own
+            words, wrong ones among them, and has to find its place in the memory again after each.
     """
 
     codec: TokenCodec
@@ -52,6 +54,7 @@ class Tasks:
     unanswerable: float = 0.0
     refine: float = 0.0
     max_positions: int = 768
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         least = self.windows[1] + AHEAD
@@ -94,8 +97,12 @@ class Tasks:
             Segment(self.codec.prefix + self.prompts.text(before)),
             Passage(ids, rng.choice(self.rates)),
             Segment(self.prompts.text(after)),
-            Segment([*ids, self.codec.end], learn=True),
+            Segment(learned := [*ids, self.codec.end], learn=True, read=self._misread(learned, rng)),
         ]
+
+    def _misread(self, ids: Ids, rng: random.Random) -> Ids | None:
+        """The tokens, a share of them in the place of others; None where that share is 0."""
+        return [rng.choice(ids) if rng.random() < self.noise else token for token in ids] if self.noise else None
 
     def _continue(self, rng: random.Random) -> Example:
         ids = self._span(rng, self._size(rng) + AHEAD)

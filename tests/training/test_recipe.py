@@ -16,6 +16,7 @@ LORA = LoraSettings(rank=4)
         ({"save": "adapters", "lora": LORA, "train_decoder": True}, "lora, and a frozen decoder"),
         ({"frozen_dtype": "float16"}, "float32, bfloat16"),
         ({"frozen_dtype": "bfloat16"}, "nothing is computed in bfloat16"),
+        ({"noise": 1.0}, "0 or more, below 1"),
     ],
 )
 def test_an_autoencoding_that_makes_no_sense_is_a_typed_error(settings, message):
@@ -32,6 +33,7 @@ def test_an_autoencoding_that_makes_no_sense_is_a_typed_error(settings, message)
         ({"save": "weights"}, "full, adapters"),
         ({"frozen_dtype": "float16"}, "float32, bfloat16"),
         ({"frozen_dtype": "bfloat16"}, "nothing is computed in bfloat16"),
+        ({"noise": 1.0}, "0 or more, below 1"),
     ],
 )
 def test_a_fine_tuning_that_makes_no_sense_is_a_typed_error(settings, message):

@@ -14,7 +14,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training import prompts
 from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import Question, find_files, read_questions, token_stream
-from gmsa_rag.training.examples import Passage, Segment
+from gmsa_rag.training.examples import Passage, Segment, collate
 from gmsa_rag.training.prompts import AskedPassage
 from gmsa_rag.training.tasks import Tasks, group_questions
 
@@ -63,6 +63,21 @@ def test_restoration_is_prompted_as_inference_does(tasks, make_base, tokenizer):
     assert list(target.ids) == [*passage.ids, gmsa.tokenizer.eos_token_id]
     tokens = tokenise(["", memory, "<|restore|>"], gmsa.codec)
     assert [*before.ids] == tokens[0] and [*after.ids] == tokens[2]
+
+
+def test_noise_changes_what_is_read_and_neither_the_passage_nor_what_is_learned(tasks):
+    plain, noisy = (dataclasses.replace(tasks, noise=noise).draw({"restore": 1.0}) for noise in (0.0, 0.3))
+    assert plain(random.Random(3))[-1].read is None
+    changed, read = 0, 0
+    for seed in range(40):
+        _, passage, _, target = noisy(random.Random(seed))
+        assert list(target.ids) == [*passage.ids, tasks.codec.end]
+        assert set(target.read) <= set(target.ids)
+        batch = collate([[Segment([0]), target]], window=256)
+        assert batch.input_ids[0, 1:].tolist() == list(target.read) and batch.targets.tolist() == list(target.ids)
+        changed += sum(a != b for a, b in zip(target.ids, target.read, strict=True))
+        read += len(target.ids)
+    assert 0.2 < changed / read < 0.3  # a token drawn in its own place stays as it is
 
 
 def test_the_own_wording_equals_the_answer_prompt(tasks, data, make_base, tokenizer):
