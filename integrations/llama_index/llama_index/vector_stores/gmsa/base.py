@@ -154,7 +154,9 @@ class GMSAVectorStore(BasePydanticVectorStore):
             ref_doc_id: Id of the document, their source.
             **delete_kwargs: Not used; LlamaIndex's signature.
         """
-        self._index.delete([e.id for e in self._index.entries() if e.metadata.get(_OWNER) == ref_doc_id])
+        marked = [entry for entry in self._index.entries() if entry.metadata.get(_OWNER) == ref_doc_id]
+        # The mark of nodes without a source may be the id of a document: the nodes themselves know.
+        self._index.delete([entry.id for entry in marked if _node(entry).ref_doc_id == ref_doc_id])
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
