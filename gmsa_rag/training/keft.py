@@ -67,7 +67,7 @@ def keft(
         current = recipe.phases[phase]
         return Tasks(
             codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,
-            recipe.unanswerable, recipe.refine, recipe.max_positions, recipe.noise,
+            recipe.unanswerable, recipe.refine, recipe.max_positions, recipe.distractors, recipe.noise,
         ).draw(recipe.tasks)  # fmt: skip
 
     objective = _objective(recipe, start)

@@ -188,6 +188,8 @@ class KeftRecipe:
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is then `no_answer`.
         no_answer: What is said then; "" keeps the checkpoint's.
         refine: Share of question prompts worded as a refinement of an earlier answer.
+        distractors: Share of the questions without wrong passages of their own that get one to four of other questions,
+            in every phase.
         noise: As in autoencoding.
         max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
         frozen_dtype: Of the weights that do not learn.
@@ -207,6 +209,7 @@ class KeftRecipe:
     unanswerable: float = 0.0
     no_answer: str = ""
     refine: float = 0.0
+    distractors: float = 0.0
     noise: float = 0.0
     max_positions: int = 768
     frozen_dtype: str = "float32"

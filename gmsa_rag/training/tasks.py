@@ -39,6 +39,7 @@ class Tasks:
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is the config's no_answer.
         refine: Share of question prompts worded as a refinement of an earlier answer.
         max_positions: Longest example.
+        distractors: Share of the questions without wrong passages of their own that get some of other questions.
         noise: Share of a restoration's tokens that the decoder reads as others of the passage. In use it reads its own
             words, wrong ones among them, and has to find its place in the memory again after each.
     """
@@ -54,6 +55,7 @@ class Tasks:
     unanswerable: float = 0.0
     refine: float = 0.0
     max_positions: int = 768
+    distractors: float = 0.0
     noise: float = 0.0
 
     def __post_init__(self) -> None:
@@ -165,7 +167,7 @@ class Tasks:
         return isinstance(last, Segment) and self.codec.decode(last.ids).endswith(cite)
 
     def _passages(self, question: Question, rng: random.Random) -> tuple[list[AskedPassage], int | None]:
-        """Passages, shuffled, and which holds the answer; others only where windows are as long as they get."""
+        """Passages, shuffled, and which holds the answer; its own others only where windows are as long as they get."""
         holding = [index for index in question.gold if question.answers[0] in question.passages[index]]
         at = (holding or question.gold)[0]
         text = question.passages[at]
@@ -176,6 +178,9 @@ class Tasks:
         needed = [pairs[index] for index in question.gold if index != at]
         others = [pair for pair in pairs if pair not in needed and pair.text != question.passages[at]]
         chosen = needed + rng.sample(others, min(len(others), rng.randint(0, DISTRACTORS))) if last else []
+        if self.distractors and not chosen and rng.random() < self.distractors:
+            borrowed = (self._borrowed(question, rng, tries=1) for _ in range(rng.randint(1, DISTRACTORS)))
+            chosen = [passage for passage in borrowed if passage]
         rng.shuffle(chosen)
         gold = rng.randint(0, len(chosen))
         return [*chosen[:gold], AskedPassage(question.titles[at], text), *chosen[gold:]], gold
@@ -185,13 +190,18 @@ class Tasks:
     ) -> list[AskedPassage]:
         """The prompt's passages that hold no answer; where none is left one of another question, if any is found."""
         left = [p for index, p in enumerate(passages) if index != gold and not _holds_answer(p, asked)]
-        for _ in range(0 if left else TRIES):
+        borrowed = None if left else self._borrowed(asked, rng)
+        return [borrowed] if borrowed else left
+
+    def _borrowed(self, asked: Question, rng: random.Random, tries: int = TRIES) -> AskedPassage | None:
+        """A passage of another question, shortened, that holds no answer to this one; None where none is found."""
+        for _ in range(tries):
             other = rng.choice(rng.choice(self.questions))
             text = shorten(other.passages[0], other.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
             passage = AskedPassage(other.titles[0], text)
             if other.passages[0] not in asked.passages and not _holds_answer(passage, asked):
-                return [passage]
-        return left
+                return passage
+        return None
 
     def _size(self, rng: random.Random) -> int:
         """Tokens of a passage; shorter ones come more often."""

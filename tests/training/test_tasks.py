@@ -224,6 +224,21 @@ def test_short_windows_hold_the_answer_alone(tasks):
         assert read(asked, asked.draw({"question": 1.0})(random.Random(seed))) == ["Vienna lies on the Danube."]
 
 
+def test_borrowed_distractors_hold_no_answer_and_stand_beside_the_passage_that_does(tasks, monkeypatch):
+    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
+    questions = [capital_question("Rome", []), capital_question("Madrid", []), capital_question("Paris", ["Berlin"])]
+    asked = asking(tasks, questions, distractors=1.0)
+    counts = set()
+    for seed in range(60):
+        example = asked.draw({"question": 1.0})(random.Random(seed))
+        texts, answer = read(asked, example), learned(asked, example)[0]
+        capital = answer.split()[0]
+        holding = [index for index, text in enumerate(texts) if capital in text]
+        assert [f"[{index + 1}]" for index in holding] == answer.split()[-1:]
+        counts.add(len(texts))
+    assert counts >= {2, 3, 4}
+
+
 @pytest.mark.parametrize("refine", [0.0, 1.0])
 def test_unanswerable_questions_have_no_passage_with_an_answer(tasks, refine):
     config = GMSAConfig(hidden_size=32, **TEMPLATES, no_answer="not in the passages")
