@@ -9,6 +9,7 @@ ARGS ?=
 DATA ?= data
 OUT ?= runs
 DEVICE ?= auto
+BASE ?=
 STAGES ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -75,8 +76,8 @@ dist: setup-dev ## Build gmsa-rag and the two names it is found by into dist/
 	@for source in . integrations/dist/*/; do $(RUN) -m build --no-isolation --outdir dist "$$source" >/dev/null; done
 	@ls dist
 
-train-mini: setup-dev ## Train gmsa-mini anew: DATA=directory OUT=runs DEVICE=auto STAGES="pretrain autoencode keft export"
-	@PYTHON=$(RUN) DEVICE=$(DEVICE) bash gmsa_rag/training/launch/gmsa-mini.sh $(DATA) $(OUT) $(STAGES)
+train-mini: setup-dev ## Train gmsa-mini anew: DATA=directory OUT=runs DEVICE=auto BASE=pretrained STAGES="..."
+	@PYTHON=$(RUN) DEVICE=$(DEVICE) BASE=$(BASE) bash gmsa_rag/training/launch/gmsa-mini.sh $(DATA) $(OUT) $(STAGES)
 
 bench: setup ## Time to first token and to the answer: from memories and from full text
 	@$(OFFLINE) $(RUN) -m gmsa_rag.cli bench answer --rates 8 $(ARGS)

@@ -1,4 +1,4 @@
-"""`gmsa train pretrain | autoencode | keft`: the training stages on the command line."""
+"""`gmsa train prune | pretrain | autoencode | keft`: the training stages on the command line."""
 
 import logging
 from pathlib import Path
@@ -19,16 +19,41 @@ Steps = Annotated[int, typer.Option(help="End after so many steps, not where the
 
 
 @app.command()
-def pretrain(
-    recipe: Recipe, data: Data, out: Out, device: Device = "auto", threads: Threads = 0, steps: Steps = 0
+def prune(
+    recipe: Recipe,
+    base: Annotated[str, typer.Option(help="Directory or hub id of a causal LM, or a GGUF file.")],
+    data: Data,
+    out: Out,
+    revision: Revision = None,
+    threads: Threads = 0,
 ) -> None:
-    """Train a small base language model and its tokenizer from scratch."""
+    """Cut a small base out of a pretrained one."""
+    from gmsa_rag.training import pruning
+    from gmsa_rag.training.recipe import PruneRecipe
+    from gmsa_rag.training.recipe_file import load_recipe
+
+    _prepare("cpu", threads)
+    typer.echo(pruning.prune(load_recipe(recipe, PruneRecipe), base, data, out, revision=revision))
+
+
+@app.command()
+def pretrain(
+    recipe: Recipe,
+    data: Data,
+    out: Out,
+    base: Annotated[Path | None, typer.Option(help="Directory of a pruned base to train on.", exists=True)] = None,
+    device: Device = "auto",
+    threads: Threads = 0,
+    steps: Steps = 0,
+) -> None:
+    """Train a small base language model, from scratch or from a pruned one."""
     from gmsa_rag.training import pretraining
     from gmsa_rag.training.recipe import PretrainRecipe
     from gmsa_rag.training.recipe_file import load_recipe
 
     place = _prepare(device, threads)
-    typer.echo(pretraining.pretrain(load_recipe(recipe, PretrainRecipe, steps=steps or None), data, out, place))
+    loaded = load_recipe(recipe, PretrainRecipe, steps=steps or None)
+    typer.echo(pretraining.pretrain(loaded, data, out, place, base=base))
 
 
 @app.command()

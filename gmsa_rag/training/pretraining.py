@@ -1,10 +1,11 @@
-"""Stage 0, pretraining: a small base language model from scratch, where no pretrained one is to be had."""
+"""Stage 0, pretraining: a small base language model, from scratch or from a pruned one."""
 
 import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import (
     AutoConfig,
@@ -15,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from gmsa_rag.errors import DataError
+from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
@@ -29,7 +30,9 @@ TEXT_SUFFIXES = (".txt.gz", ".txt")
 TOKENIZER_DOCUMENTS = 8_000
 
 
-def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu") -> Path:
+def pretrain(
+    recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu", *, base: str | Path | None = None
+) -> Path:
     """Train tokenizer and base; resumes where an earlier run in `out` stopped.
 
     Args:
@@ -37,17 +40,29 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
         data: Directory of the training data.
         out: Directory of the run.
         device: Where to train.
+        base: Directory of a causal LM to train on, as from `prune`; None starts from random weights.
 
     Returns:
         Directory of the base, a plain transformers checkpoint.
 
     Raises:
+        ConfigError: If there is neither a base nor an architecture.
         DataError: If a data file is missing or unreadable.
     """
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
+    if base is None and not recipe.architecture:
+        raise ConfigError(
+            "pretraining", expected="an architecture, or a base to train on", got="neither",
+            remedy="Name the recipe's architecture, or give --base what `gmsa train prune` made.",
+        )  # fmt: skip
     keep_recipe(recipe, out)
-    with PartialState(cpu=device == "cpu").main_process_first():
-        tokenizer = _tokenizer(files, recipe, out / "tokenizer")
+    if base is None:
+        with PartialState(cpu=device == "cpu").main_process_first():
+            tokenizer = _tokenizer(files, recipe, out / "tokenizer")
+        decoder = _decoder(recipe, tokenizer)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     codec = TokenCodec(tokenizer)
     stream = token_stream(files, codec, codec.end, out.parent)
 
@@ -63,7 +78,6 @@ def pretrain(recipe: PretrainRecipe, data: Path, out: Path, device: str = "cpu")
 
         return draw
 
-    decoder = _decoder(recipe, tokenizer)
     settings = recipe.optimisation
     objective = Objective(decoder, bf16=settings.bf16, cross_entropy=settings.cross_entropy)
     run = Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device)

@@ -68,20 +68,41 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
+class PruneRecipe:
+    """Before stage 0, where a pretrained model is to be had: a small base cut out of it.
+
+    Attributes:
+        text: Text files to measure on, by name.
+        num_hidden_layers: Layers that are left.
+        intermediate_size: Width that is left of the MLPs.
+        vocab_size: Tokens that are left, control tokens included.
+        max_position_embeddings: Positions of the small base.
+        calibration_rows: Rows of 256 tokens of plain text to measure on, and as many of repeated text.
+    """
+
+    text: tuple[str, ...]
+    num_hidden_layers: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int = 4096
+    calibration_rows: int = 4
+
+
+@dataclass(frozen=True)
 class PretrainRecipe:
-    """Stage 0: language modelling of a small base from scratch.
+    """Stage 0: language modelling of a small base, from scratch or from a pruned one.
 
     Attributes:
         optimisation: How it steps.
         text: Text files to train on, by name.
-        architecture: model_type and fields of a transformers config.
-        vocab_size: Of the byte-level BPE trained first.
+        architecture: model_type and fields of a transformers config; not read where a base is trained on.
+        vocab_size: Of the byte-level BPE trained first; not read where a base is trained on.
         window: Tokens a row.
     """
 
     optimisation: Optimisation
     text: tuple[str, ...]
-    architecture: dict[str, Any]
+    architecture: dict[str, Any] = field(default_factory=dict)
     vocab_size: int = 8192
     window: int = 256
 

@@ -9,14 +9,22 @@ import yaml
 
 from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.modeling.lora import LoraSettings
-from gmsa_rag.training.recipe import AutoencodeRecipe, Distillation, KeftRecipe, Optimisation, Phase, PretrainRecipe
+from gmsa_rag.training.recipe import (
+    AutoencodeRecipe,
+    Distillation,
+    KeftRecipe,
+    Optimisation,
+    Phase,
+    PretrainRecipe,
+    PruneRecipe,
+)
 from gmsa_rag.writing import beside
 
 RECIPES = Path(__file__).parent / "recipes"
 # How long a run lasts and how fast it goes may change while it goes on.
 FREE = ("steps", "max_minutes", "compile", "workers", "save_every")
-Stage = TypeVar("Stage", PretrainRecipe, AutoencodeRecipe, KeftRecipe)
-_SECTIONS = {PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRecipe: "keft"}
+Stage = TypeVar("Stage", PruneRecipe, PretrainRecipe, AutoencodeRecipe, KeftRecipe)
+_SECTIONS = {PruneRecipe: "prune", PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRecipe: "keft"}
 _NESTED = {"optimisation": Optimisation, "lora": LoraSettings, "distillation": Distillation}
 
 
@@ -24,7 +32,7 @@ def load_recipe(path: Path, kind: type[Stage], *, steps: int | None = None) -> S
     """Read one stage of a recipe file.
 
     Args:
-        path: YAML with sections `pretrain`, `autoencode`, `keft`; a bundled recipe's bare name works too.
+        path: YAML with sections `prune`, `pretrain`, `autoencode`, `keft`; a bundled recipe's bare name works too.
         kind: The stage's dataclass.
         steps: In the place of the recipe's steps; None for these.
 
@@ -49,7 +57,7 @@ def load_recipe(path: Path, kind: type[Stage], *, steps: int | None = None) -> S
     return stage
 
 
-def keep_recipe(recipe: PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path) -> None:
+def keep_recipe(recipe: PruneRecipe | PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path) -> None:
     """Save a stage's recipe in its directory.
 
     Raises:
@@ -71,7 +79,8 @@ def keep_recipe(recipe: PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Pat
 
 def _lasting(values: dict[str, Any]) -> dict[str, Any]:
     """What may not change while a run goes on."""
-    return {**values, "optimisation": {k: v for k, v in values["optimisation"].items() if k not in FREE}}
+    optimisation = values.get("optimisation", {})
+    return {**values, "optimisation": {k: v for k, v in optimisation.items() if k not in FREE}}
 
 
 def _build(kind: type[Any], values: dict[str, Any]) -> Any:

@@ -1,9 +1,14 @@
-"""The tokenizer of a base trained from scratch: byte-level BPE, cased, lossless."""
+"""The tokenizer of a base trained from scratch, or cut out of a larger one: byte-level BPE, cased, lossless."""
 
+import json
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from gmsa_rag.errors import ConfigError
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 USER, ASSISTANT, RESTORE = "<|user|>", "<|assistant|>", "<|restore|>"
@@ -36,6 +41,65 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _finish(tokenizer)
+
+
+def prune_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], vocab_size: int
+) -> tuple[PreTrainedTokenizerFast, list[int | None]]:
+    """Cut a byte-level BPE to the tokens that texts need most.
+
+    A token counts as often as it occurs, and as often as the tokens that are merged from it, so that none is left
+    without its parts. All 256 bytes stay: every text decodes to itself. The base's control tokens give way to those of
+    `CONTROL`.
+
+    Args:
+        tokenizer: A fast tokenizer of the kind.
+        texts: What to count in.
+        vocab_size: Tokens that are left, control tokens included.
+
+    Returns:
+        The smaller tokenizer, and of each of its tokens the id in the old one, None for a new token.
+
+    Raises:
+        ConfigError: If the tokenizer is no byte-level BPE.
+    """
+    layout = _byte_level(tokenizer)
+    old, merges = layout["model"]["vocab"], [tuple(merge) for merge in layout["model"]["merges"]]
+    plain = Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None}))
+    counts = Counter(token for text in texts for token in plain.encode(text).tokens)
+    for left, right in reversed(merges):
+        counts[left] += counts[left + right]
+        counts[right] += counts[left + right]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made = [left + right for left, right in merges]
+    most = sorted(made, key=lambda token: (-counts[token], old[token]))[: vocab_size - len(CONTROL) - len(alphabet)]
+    kept = [*CONTROL, *sorted(alphabet), *sorted(most, key=old.__getitem__)]
+    left_over = set(most)
+    layout["model"].update(
+        vocab={token: i for i, token in enumerate(kept)},
+        merges=[[left, right] for left, right in merges if left + right in left_over],
+    )
+    smaller = Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None}))
+    smaller.add_special_tokens(list(CONTROL))
+    sources = {**old, BEGIN: tokenizer.bos_token_id, END: tokenizer.eos_token_id}
+    control = set(CONTROL) - {BEGIN, END}
+    return _finish(smaller), [None if token in control else sources.get(token) for token in kept]
+
+
+def _byte_level(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokenizer's JSON, or ConfigError if it is no byte-level BPE without unknown tokens."""
+    layout: dict[str, Any] = json.loads(getattr(tokenizer, "backend_tokenizer", Tokenizer(models.BPE())).to_str())
+    if layout["model"]["type"] != "BPE" or (layout.get("decoder") or {}).get("type") != "ByteLevel":
+        raise ConfigError(
+            "tokenizer", expected="a byte-level BPE with a fast form", got=type(tokenizer).__name__,
+            remedy="Choose a base with such a tokenizer, as SmolLM2, Llama 3 or Qwen3.",
+        )  # fmt: skip
+    return layout
+
+
+def _finish(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Put the beginning of a text in front, name the control tokens and add the chat template."""
     begin = tokenizer.token_to_id(BEGIN)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, begin)])
     return PreTrainedTokenizerFast(

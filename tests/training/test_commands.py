@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import yaml
@@ -8,6 +9,9 @@ from gmsa_rag.cli import app
 from gmsa_rag.inference.engine import GMSA
 
 RECIPE = {
+    "prune": {
+        "text": ["rivers"], "num_hidden_layers": 1, "intermediate_size": 32, "vocab_size": 300, "calibration_rows": 1,
+    },
     "pretrain": {
         "optimisation": {"steps": 3, "batch_tokens": 200, "bf16": False}, "text": ["rivers"],
         "vocab_size": 400, "window": 24,
@@ -49,6 +53,17 @@ def test_the_three_stages_and_the_export(train, tmp_path):
     assert GMSA.from_pretrained(tmp_path / "small").fingerprint == done.stdout.split()[-1]
     settings = json.loads((tmp_path / "small" / "decoder" / "config.json").read_text())
     assert settings["dtype"] == "bfloat16"
+
+
+def test_a_base_is_pruned_and_trained_on(train, tmp_path):
+    assert train("pretrain").exit_code == 0
+    done = train("prune", "--base", tmp_path / "pretrain" / "base")
+    assert done.stdout.split()[-1] == str(tmp_path / "prune" / "base")
+    shutil.rmtree(tmp_path / "pretrain")
+    done = train("pretrain", "--base", tmp_path / "prune" / "base")
+    assert done.exit_code == 0
+    settings = json.loads((tmp_path / "pretrain" / "base" / "config.json").read_text())
+    assert (settings["num_hidden_layers"], settings["vocab_size"]) == (1, 300)
 
 
 def test_missing_data_is_a_clear_error(train, tmp_path, data):
