@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,11 +50,7 @@ def pretrain(
         DataError: If a data file is missing or unreadable.
     """
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    if base is None and not recipe.architecture:
-        raise ConfigError(
-            "pretraining", expected="an architecture, or a base to train on", got="neither",
-            remedy="Name the recipe's architecture, or give --base what `gmsa train prune` made.",
-        )  # fmt: skip
+    _check_start(recipe, base)
     keep_recipe(recipe, out)
     if base is None:
         with PartialState(cpu=device == "cpu").main_process_first():
@@ -88,12 +84,24 @@ def pretrain(
     return out / "base"
 
 
+def first_documents(files: list[Path]) -> Iterator[str]:
+    """The documents that a tokenizer is made for: the first of each file, as many of each."""
+    each = TOKENIZER_DOCUMENTS // len(files)
+    return (text for path in files for text in itertools.islice(read_documents(path), each))
+
+
+def _check_start(recipe: PretrainRecipe, base: str | Path | None) -> None:
+    if base is None and not recipe.architecture:
+        raise ConfigError(
+            "pretraining", expected="an architecture, or a base to train on", got="neither",
+            remedy="Name the recipe's architecture, or give --base what `gmsa train prune` made.",
+        )  # fmt: skip
+
+
 def _tokenizer(files: list[Path], recipe: PretrainRecipe, folder: Path) -> PreTrainedTokenizerBase:
     if not folder.exists():
-        each = TOKENIZER_DOCUMENTS // len(files)
-        texts = (text for path in files for text in itertools.islice(read_documents(path), each))
         beside = folder.with_name(f"{folder.name}.part")
-        train_tokenizer(texts, recipe.vocab_size).save_pretrained(beside)
+        train_tokenizer(first_documents(files), recipe.vocab_size).save_pretrained(beside)
         beside.rename(folder)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer

@@ -1,7 +1,6 @@
 """Stage 0, pruning: a small base cut out of a pretrained one, which knows words that a small corpus does not teach."""
 
 import copy
-import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.alignment import backbone_of, cast_weights, check_unquantised
-from gmsa_rag.training.data import find_files, read_documents
-from gmsa_rag.training.pretraining import TEXT_SUFFIXES
+from gmsa_rag.training.data import find_files
+from gmsa_rag.training.pretraining import TEXT_SUFFIXES, first_documents
 from gmsa_rag.training.recipe import PruneRecipe
 from gmsa_rag.training.recipe_file import keep_recipe
 from gmsa_rag.training.tokenizer import prune_tokenizer
 
-COUNTED_DOCUMENTS = 8_000
 WINDOW = 256
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,7 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
     keep_recipe(recipe, out)
     decoder, tokenizer = load_base(base, revision)
     _check(recipe, decoder)
-    each = COUNTED_DOCUMENTS // len(files)
-    texts = [text for path in files for text in itertools.islice(read_documents(path), each)]
+    texts = list(first_documents(files))
     smaller, kept = prune_tokenizer(tokenizer, texts, recipe.vocab_size)
     take_tokens(decoder, kept, smaller)
     rows = calibration_rows(TokenCodec(smaller), texts, recipe.calibration_rows)
