@@ -2,9 +2,6 @@
 
 import asyncio
 import gc
-import os
-import subprocess
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -388,42 +385,3 @@ def test_a_timeout_out_of_range_is_a_typed_error_and_nothing_starts(engine, time
         next(stream(engine, ["a"], timeout=timeout))
     assert ask(engine, "b", timeout=LONGEST_TIMEOUT)[0].result() == "B"
     assert engine.batches == [["b"]]
-
-
-SCRIPT = """
-import os, sys, threading
-from gmsa_rag.inference.microbatching import submit
-
-class Engine:
-    def __init__(self):
-        self.go, self.started = threading.Event(), threading.Event()
-    def stream(self, prompt, **sampling):
-        self.started.set()
-        self.go.wait()
-        yield prompt[0].upper()
-
-engine = Engine()
-[request] = submit(engine, [["parent"]])
-engine.started.wait()
-waiting = submit(engine, [["waiting"]])
-child = os.fork()
-if child == 0:
-    engine.go, engine.started = threading.Event(), threading.Event()  # a thread may have held the old ones' locks
-    engine.go.set()
-    print(submit(engine, [["child"]])[0].result(), flush=True)
-    os._exit(0)
-assert os.waitpid(child, 0)[1] == 0
-engine.go.set()
-print(request.result(), waiting[0].result(), flush=True)
-last = submit(engine, [["unread"]])
-print("torch" in sys.modules)
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_begins_anew_and_an_interpreter_ends():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.split() == ["CHILD", "PARENT", "WAITING", "False"]

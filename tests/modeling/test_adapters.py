@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -13,51 +12,14 @@ from typer.testing import CliRunner
 from gmsa_rag.cli import app
 from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.inference.engine import GMSA
-from gmsa_rag.modeling.adapters import save_adapters, save_tuned_decoder
+from gmsa_rag.modeling.adapters import save_tuned_decoder
 from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint, verify_fingerprint
 from gmsa_rag.modeling.lora import LoraSettings, add_lora, carries_lora, merge_lora
+from tests.modeling.trained import Trained, stir
 
 PASSAGE = "The Danube begins in the Black Forest and ends in the Black Sea."
-LORA, DECODER_LORA = LoraSettings(rank=4, alpha=6.0, dropout=0.0), LoraSettings(rank=2, alpha=8.0, dropout=0.0)
+DECODER_LORA = LoraSettings(rank=2, alpha=8.0, dropout=0.0)
 IDS = torch.arange(5, 26)[None]
-
-
-@dataclass
-class Trained:
-    """A compressor whose encoder carries trained LoRA, as it is when training ends, and its base's directory."""
-
-    checkpoint: Checkpoint
-    base: Path
-
-    def save(self, directory: Path, **settings: object) -> Path:
-        save_adapters(self.checkpoint, directory, **{"base": str(self.base), "lora": LORA} | settings)
-        return directory
-
-
-def stir(parameters, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in parameters:
-        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
-
-
-@pytest.fixture
-def train(make_base, tokenizer, tmp_path):
-    def make(family: str = "llama", dtype: torch.dtype = torch.float32, **settings: object) -> Trained:
-        directory = tmp_path / f"base-{family}"
-        make_base(family).to(dtype).save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        base = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        made = GMSA.from_base(base, tokenizer, encoder_layers=2, lsa_layers=1, window=16, **settings)
-        stir(add_lora(made.compressor.encoder, LORA))
-        stir(made.compressor.alignment.parameters())
-        return Trained(Checkpoint(made.config, made.compressor, base, tokenizer), directory)
-
-    return make
-
-
-@pytest.fixture
-def trained(train):
-    return train()
 
 
 @torch.no_grad()
