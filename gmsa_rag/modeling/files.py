@@ -76,6 +76,13 @@ def replacing(directory: Path) -> Iterator[Path]:
     """
     if directory.exists() and any(path.name != CARD for path in directory.iterdir()):
         _check_replaceable(directory)
+    with swapping(directory) as beside:
+        yield beside
+
+
+@contextlib.contextmanager
+def swapping(directory: Path) -> Iterator[Path]:
+    """A folder beside the directory that takes its place when all is written, whatever was there but a README.md."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     old = directory.with_name(f"{beside.name}-old")

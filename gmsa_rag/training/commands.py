@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train a checkpoint, stage by stage. Each stage resumes in its --out.")
+app = typer.Typer(no_args_is_help=True, help="Train a checkpoint, stage by stage. Each stage goes on in its --out.")
 
 Recipe = Annotated[Path, typer.Option(help="Recipe file, or the name of a bundled one.")]
 Data = Annotated[Path, typer.Option(help="Directory of the training data.", exists=True, file_okay=False)]
@@ -41,7 +41,9 @@ def pretrain(
     recipe: Recipe,
     data: Data,
     out: Out,
-    base: Annotated[Path | None, typer.Option(help="Directory of a pruned base to train on.", exists=True)] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Directory of a pruned base to train on.", exists=True, file_okay=False)
+    ] = None,
     device: Device = "auto",
     threads: Threads = 0,
     steps: Steps = 0,

@@ -22,7 +22,7 @@ from gmsa_rag.training.logs import RunLog, progress
 from gmsa_rag.training.objective import Loss, Objective
 from gmsa_rag.training.pools import Make, Pair, Place, Pools, stream
 from gmsa_rag.training.recipe import Optimisation, Phase
-from gmsa_rag.training.resuming import load_state, save_state, unshard
+from gmsa_rag.training.resuming import digest_weights, load_state, save_state, unshard
 
 logger = logging.getLogger(__name__)
 # Sums stay on the device for so many steps: reading them waits for a GPU.
@@ -44,6 +44,7 @@ class Position:
         loss: Loss over them, nats a token.
         tokens: Learned tokens so far.
         sums: Loss, correct tokens, learned tokens and batches since the last log.
+        start: Digest of the weights that the run began with.
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class Position:
     loss: float = 0.0
     tokens: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
+    start: str = ""
 
 
 class Run:
@@ -82,11 +84,12 @@ class Run:
         device: str = "cpu",
     ) -> None:
         self.out, self.settings, self.window, self.phases = out, settings, window, phases
-        self.position, self.place = Position(), Place()
+        self.place = Place()
         self.taught = objective.teacher is not None
         # A mixture of experts may leave some of its weights without a gradient.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
+        self.position = Position(start=self._of_the_first(digest_weights(objective)))
         _freeze_others(objective, trainable)
         _prepare_backbones(objective, settings)
         parameters = _learning(objective)
@@ -105,7 +108,8 @@ class Run:
             Where the run ended.
 
         Raises:
-            CheckpointError: If the run in the directory is of other weights or processes, or the loss is not finite.
+            CheckpointError: If the run in the directory began with other weights or has other processes, or the loss is
+                not finite.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -181,7 +185,11 @@ class Run:
             return seconds
         if self.position.step % LOG_EVERY:
             return self.position.seconds
-        return float(broadcast_object_list([seconds])[0])
+        return float(self._of_the_first(seconds))
+
+    def _of_the_first(self, value: Any) -> Any:
+        """The first process's value, in all."""
+        return broadcast_object_list([value])[0]
 
     def _row(self) -> dict[str, Any]:
         at = self.position
@@ -231,7 +239,7 @@ class Run:
         save_state(where, dataclasses.asdict(self.position), self.parameters, self.optimiser, writes=writes)
 
     def _resume(self) -> None:
-        values = load_state(self.out / "resume", self.parameters, self.optimiser)
+        values = load_state(self.out / "resume", self.parameters, self.optimiser, start=self.position.start)
         if values is None:
             return
         self.position = Position(**values)

@@ -18,6 +18,7 @@ from transformers import (
 
 from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
+from gmsa_rag.modeling.files import swapping
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
@@ -48,6 +49,7 @@ def pretrain(
     Raises:
         ConfigError: If there is neither a base nor an architecture.
         DataError: If a data file is missing or unreadable.
+        CheckpointError: If the run in `out` was started with another recipe or base.
     """
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     _check_start(recipe, base)
@@ -79,9 +81,15 @@ def pretrain(
     run = Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device)
     run.train(make)
     if run.gather():
-        decoder.save_pretrained(out / "base")
-        tokenizer.save_pretrained(out / "base")
+        save_base(decoder, tokenizer, out / "base")
     return out / "base"
+
+
+def save_base(decoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a base with its tokenizer, all of it or nothing."""
+    with swapping(folder) as beside:
+        decoder.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
 
 
 def first_documents(files: list[Path]) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """Stage 0, pruning: a small base cut out of a pretrained one, which knows words that a small corpus does not teach."""
 
 import copy
+import itertools
 import logging
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from gmsa_rag.errors import ConfigError, DataError
+from gmsa_rag.errors import CheckpointError, ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.alignment import backbone_of, cast_weights, check_unquantised
+from gmsa_rag.modeling.files import LOADING_ERRORS
 from gmsa_rag.training.data import find_files
-from gmsa_rag.training.pretraining import TEXT_SUFFIXES, first_documents
+from gmsa_rag.training.pretraining import TEXT_SUFFIXES, first_documents, save_base
 from gmsa_rag.training.recipe import PruneRecipe
 from gmsa_rag.training.recipe_file import keep_recipe
 from gmsa_rag.training.tokenizer import prune_tokenizer
@@ -25,15 +28,16 @@ log = logging.getLogger(__name__)
 
 
 def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revision: str | None = None) -> Path:
-    """Cut a small base out of a pretrained causal LM.
+    """Cut a small base out of a pretrained causal LM; one that is in `out` already is kept.
 
     Three cuts, each by what is least missed on the recipe's text: tokens by how often they and those made of them
     occur; layers one after another, each time the one without which the loss on plain text and on text said twice rises
-    least; rows of the MLPs by their mean activation. What is left has to be trained on, see `pretrain`.
+    least; rows of the MLPs by how much the next weights read of them. What is left has to be trained on, see
+    `pretrain`.
 
     Args:
         recipe: The stage's settings.
-        base: Directory or hub id of a causal LM, or a GGUF file, whose weights are taken unquantised.
+        base: Directory or hub id of a causal LM, or a GGUF file, whose weights are dequantised.
         data: Directory of the training data.
         out: Directory of the run.
         revision: Of a hub id.
@@ -42,11 +46,16 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
         Directory of the base, a plain transformers checkpoint.
 
     Raises:
-        ConfigError: If the base is of another kind, or has fewer layers, tokens or MLP rows than are to be left.
+        ConfigError: If the base is of another kind, or has fewer layers, tokens, MLP rows or positions than are to be
+            left.
+        CheckpointError: If the base cannot be read, or `out` holds one cut by another recipe or out of another base.
         DataError: If a data file is missing, unreadable or too short.
     """
+    made, origin = out / "base", {"base": str(base), "revision": revision}
+    if made.exists():
+        keep_recipe(recipe, out, **origin)
+        return made
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    keep_recipe(recipe, out)
     decoder, tokenizer = load_base(base, revision)
     _check(recipe, decoder)
     texts = list(first_documents(files))
@@ -56,23 +65,30 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
     keep_layers(decoder, choose_layers(decoder, recipe.num_hidden_layers, rows))
     narrow_mlps(decoder, recipe.intermediate_size, rows)
     decoder.config.max_position_embeddings = recipe.max_position_embeddings
-    decoder.save_pretrained(out / "base")
-    smaller.save_pretrained(out / "base")
-    return out / "base"
+    keep_recipe(recipe, out, **origin)
+    save_base(decoder, smaller, made)
+    return made
 
 
 def load_base(base: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer in float32, from a directory, a hub id or a GGUF file."""
+    """Load a causal LM and its tokenizer in float32, from a directory, a hub id or a GGUF file, or CheckpointError."""
     path = Path(base)
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(base), "revision": revision}
     if path.suffix == ".gguf":
         source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    decoder: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    try:
+        decoder: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    except LOADING_ERRORS as error:
+        raise CheckpointError(
+            f"base {base}", expected="a directory or hub id of a causal LM, or a GGUF file",
+            got=f"{type(error).__name__}: {error}", remedy="Check the name.",
+        ) from error  # fmt: skip
     if path.suffix == ".gguf":
         # transformers has turned the weights into plain ones, and still calls the model quantised.
         decoder.config.__dict__.pop("quantization_config", None)
         decoder.is_quantized, decoder.hf_quantizer = False, None
-    return decoder, AutoTokenizer.from_pretrained(**source)
+    return decoder, tokenizer
 
 
 def take_tokens(decoder: PreTrainedModel, kept: Sequence[int | None], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -89,19 +105,29 @@ def take_tokens(decoder: PreTrainedModel, kept: Sequence[int | None], tokenizer:
 
 
 def calibration_rows(codec: TokenCodec, texts: Sequence[str], count: int) -> Tensor:
-    """Token rows to measure on, (2 * count, WINDOW): text as it stands, then half a row of it said twice."""
-    ids: list[int] = []
-    for encoded in codec.encode(texts[:: max(1, len(texts) // (20 * count))]):
-        if len(encoded) >= WINDOW:
-            ids += encoded[:WINDOW]
-    if len(ids) < count * WINDOW:
+    """Rows to measure on: text as it stands, then half a row of it said twice.
+
+    Args:
+        codec: Of the smaller tokenizer.
+        texts: Documents, of which as many as are wanted are drawn.
+        count: Rows of each kind.
+
+    Returns:
+        Token ids, (2 * count, prefix + WINDOW), each row with the beginning of a text in front.
+
+    Raises:
+        DataError: If fewer documents are long enough.
+    """
+    drawn = random.Random(0).sample(texts, len(texts))
+    encoded = (codec.encode([text])[0][:WINDOW] for text in drawn)
+    rows = list(itertools.islice((ids for ids in encoded if len(ids) == WINDOW), count))
+    if len(rows) < count:
         raise DataError(
-            "corpus", expected=f"{count} documents of {WINDOW} tokens and more", got=str(len(ids) // WINDOW),
+            "corpus", expected=f"{count} documents of {WINDOW} tokens and more", got=str(len(rows)),
             remedy="Name more text files.",
         )  # fmt: skip
-    plain = torch.tensor(ids[: count * WINDOW]).view(count, WINDOW)
-    half = plain[:, : WINDOW // 2]
-    return torch.cat([plain, torch.cat([half, half], 1)])
+    half = WINDOW // 2
+    return torch.tensor([[*codec.prefix, *ids] for ids in [*rows, *(ids[:half] * 2 for ids in rows)]])
 
 
 @torch.no_grad()
@@ -110,7 +136,7 @@ def calibration_loss(decoder: PreTrainedModel, rows: Tensor) -> float:
     logits = decoder(input_ids=rows, use_cache=False).logits[:, :-1].float()
     losses = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").view(len(rows), -1)
     count = len(rows) // 2
-    return float(losses[:count].mean() + losses[count:, WINDOW // 2 :].mean())
+    return float(losses[:count].mean() + losses[count:, 1 - WINDOW // 2 :].mean())  # the first is no copy yet
 
 
 @torch.no_grad()
@@ -132,17 +158,18 @@ def choose_layers(decoder: PreTrainedModel, count: int, rows: Tensor) -> list[in
 
 
 def keep_layers(decoder: PreTrainedModel, numbers: Sequence[int]) -> None:
-    """Cut the decoder to these layers."""
+    """Cut the decoder to these layers, and what its config lists for each; once saved and loaded it can use a cache."""
     backbone, config = backbone_of(decoder), decoder.config
+    for name, value in config.to_dict().items():
+        if "layer" in name and isinstance(value, list) and len(value) == len(backbone.layers):
+            setattr(config, name, [value[number] for number in numbers])
     backbone.layers = nn.ModuleList(backbone.layers[number] for number in numbers)
     config.num_hidden_layers = len(numbers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[number] for number in numbers]
 
 
 @torch.no_grad()
 def narrow_mlps(decoder: PreTrainedModel, width: int, rows: Tensor) -> None:
-    """Cut every layer's MLP to the rows whose mean absolute activation, times the weights that read it, is largest."""
+    """Cut every MLP to the rows with the largest mean absolute activation times norm of the weights that read it."""
     mlps = [layer.mlp for layer in backbone_of(decoder).layers]
     activity: dict[nn.Module, Tensor] = {}
     hooks = [
@@ -171,14 +198,16 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def _check(recipe: PruneRecipe, decoder: PreTrainedModel) -> None:
     check_unquantised(decoder)
-    config, layer = decoder.config, backbone_of(decoder).layers[0]
-    gated = all(isinstance(getattr(layer.mlp, name, None), nn.Linear) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not gated or layer.mlp.gate_proj.bias is not None or not config.tie_word_embeddings:
+    config = decoder.config
+    mlps = [getattr(layer, "mlp", None) for layer in backbone_of(decoder).layers]
+    projections = [getattr(mlp, name, None) for mlp in mlps for name in ("gate_proj", "up_proj", "down_proj")]
+    gated = all(isinstance(projection, nn.Linear) and projection.bias is None for projection in projections)
+    if not gated or not config.tie_word_embeddings:
         raise ConfigError(
             "base model", expected="gated MLPs without biases and tied embeddings, as SmolLM2 or Qwen3 0.6B",
             got=type(decoder).__name__, remedy="Choose a base of such a family.",
         )  # fmt: skip
-    for name in ("num_hidden_layers", "intermediate_size", "vocab_size"):
+    for name in ("num_hidden_layers", "intermediate_size", "max_position_embeddings"):
         if not 1 <= getattr(recipe, name) <= getattr(config, name):
             raise ConfigError(
                 name, expected=f"1 to {getattr(config, name)}, as in the base", got=str(getattr(recipe, name)),

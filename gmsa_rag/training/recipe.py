@@ -87,6 +87,13 @@ class PruneRecipe:
     max_position_embeddings: int = 4096
     calibration_rows: int = 4
 
+    def __post_init__(self) -> None:
+        if not self.text or self.calibration_rows < 1:
+            raise ConfigError(
+                "pruning", expected="a text and at least one row to measure on",
+                got=f"text {self.text}, calibration_rows {self.calibration_rows}", remedy="Correct the recipe.",
+            )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PretrainRecipe:

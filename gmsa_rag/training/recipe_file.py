@@ -57,19 +57,19 @@ def load_recipe(path: Path, kind: type[Stage], *, steps: int | None = None) -> S
     return stage
 
 
-def keep_recipe(recipe: PruneRecipe | PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path) -> None:
-    """Save a stage's recipe in its directory.
+def keep_recipe(recipe: PruneRecipe | PretrainRecipe | AutoencodeRecipe | KeftRecipe, out: Path, **more: Any) -> None:
+    """Save a stage's recipe in its directory, and what else it is a matter of.
 
     Raises:
         CheckpointError: If a run there was started with another one; how long it lasts may differ.
     """
     kept = out / "recipe.json"
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    values = json.loads(json.dumps(dataclasses.asdict(recipe) | more))
     if kept.exists() and _lasting(json.loads(kept.read_text(encoding="utf-8"))) != _lasting(values):
         raise CheckpointError(
             f"run in {out}",
             expected=f"the recipe it was started with, {kept.name}",
-            got="another recipe",
+            got="another recipe or base",
             remedy="Choose another --out, or go on with the old recipe.",
         )
     out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """What a run needs to go on exactly: weights, moments and place, as safetensors and JSON."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from gmsa_rag.writing import beside
 logger = logging.getLogger(__name__)
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
 MOMENT_NAMES = ("exp_avg", "exp_avg_sq", "step")
+# Numbers of a weight by which it is known.
+SAMPLED = 64
 
 
 def save_state(
@@ -52,15 +55,21 @@ def save_state(
 
 
 def load_state(
-    folder: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer
+    folder: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, *, start: str = ""
 ) -> dict[str, Any] | None:
     """Put weights and moments back.
+
+    Args:
+        folder: Where from.
+        parameters: What learns.
+        optimiser: Of these.
+        start: Digest of the weights that this run begins with; the saved place names those of its own.
 
     Returns:
         The place that was saved, or None where nothing was.
 
     Raises:
-        CheckpointError: If the run was made with other weights than these.
+        CheckpointError: If the run began with other weights than these. Nothing is changed then.
     """
     if not (folder / STATE).exists():
         return None
@@ -71,6 +80,11 @@ def load_state(
         raise CheckpointError(
             f"run in {folder.parent}", expected=f"{len(parameters)} trained weights of this model's shapes",
             got=f"{len(weights)}, or other shapes", remedy="It was made by another recipe: choose another --out.",
+        )  # fmt: skip
+    if place.get("start", "") != start:
+        raise CheckpointError(
+            f"run in {folder.parent}", expected="the base or checkpoint that it was started with", got="another one",
+            remedy="Give it the first one again, or choose another --out.",
         )  # fmt: skip
     moments = load_file(folder / f"{place['step']}-{MOMENTS}")
     with torch.no_grad():
@@ -83,6 +97,16 @@ def load_state(
             }
     logger.info("resumed at step %d", place["step"])
     return place
+
+
+def digest_weights(model: nn.Module) -> str:
+    """A digest that tells a model's weights from another's, made of their names, shapes and some of their numbers."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def unshard(model: nn.Module) -> None:

@@ -50,8 +50,8 @@ def prune_tokenizer(
     """Cut a byte-level BPE to the tokens that texts need most.
 
     A token counts as often as it occurs, and as often as the tokens that are merged from it, so that none is left
-    without its parts. All 256 bytes stay: every text decodes to itself. The base's control tokens give way to those of
-    `CONTROL`.
+    without its parts. All 256 bytes stay, and what the base changes before it reads is left out: every text decodes to
+    itself. The base's control tokens give way to those of `CONTROL`.
 
     Args:
         tokenizer: A fast tokenizer of the kind.
@@ -62,40 +62,67 @@ def prune_tokenizer(
         The smaller tokenizer, and of each of its tokens the id in the old one, None for a new token.
 
     Raises:
-        ConfigError: If the tokenizer is no byte-level BPE.
+        ConfigError: If the tokenizer is no byte-level BPE, or is to have more tokens than it has, or too few for all
+            bytes.
     """
     layout = _byte_level(tokenizer)
     old, merges = layout["model"]["vocab"], [tuple(merge) for merge in layout["model"]["merges"]]
-    plain = Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None}))
-    counts = Counter(token for text in texts for token in plain.encode(text).tokens)
-    for left, right in reversed(merges):
-        counts[left] += counts[left + right]
-        counts[right] += counts[left + right]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made = [left + right for left, right in merges]
-    most = sorted(made, key=lambda token: (-counts[token], old[token]))[: vocab_size - len(CONTROL) - len(alphabet)]
-    kept = [*CONTROL, *sorted(alphabet), *sorted(most, key=old.__getitem__)]
-    left_over = set(most)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    parts, always = _parts(merges, alphabet), [*CONTROL, *alphabet]
+    if not len(always) <= vocab_size <= len(always) + len(parts):
+        raise ConfigError(
+            "vocab_size", expected=f"{len(always)} to {len(always) + len(parts)}, as in the base", got=str(vocab_size),
+            remedy="Change the recipe, or choose another base.",
+        )  # fmt: skip
+    most = _needed(parts, Tokenizer.from_str(json.dumps(layout)), texts)[: vocab_size - len(always)]
+    kept = [*always, *sorted(most, key=old.__getitem__)]
+    there = {*alphabet, *most}
     layout["model"].update(
         vocab={token: i for i, token in enumerate(kept)},
-        merges=[[left, right] for left, right in merges if left + right in left_over],
+        merges=[[left, right] for left, right in merges if {left, right, left + right} <= there],
     )
-    smaller = Tokenizer.from_str(json.dumps({**layout, "added_tokens": [], "post_processor": None}))
+    smaller = Tokenizer.from_str(json.dumps(layout))
     smaller.add_special_tokens(list(CONTROL))
     sources = {**old, BEGIN: tokenizer.bos_token_id, END: tokenizer.eos_token_id}
     control = set(CONTROL) - {BEGIN, END}
     return _finish(smaller), [None if token in control else sources.get(token) for token in kept]
 
 
+def _parts(merges: Iterable[tuple[str, str]], alphabet: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The two parts that each token is first made of, in the order they are made; tokenizers may list more ways."""
+    parts: dict[str, tuple[str, str]] = {}
+    there = set(alphabet)
+    for left, right in merges:
+        if left + right not in there and {left, right} <= there:
+            parts[left + right] = (left, right)
+            there.add(left + right)
+    return parts
+
+
+def _needed(parts: dict[str, tuple[str, str]], plain: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """The tokens that have parts, those most needed first, and never one before its parts."""
+    counts = Counter(token for text in texts for token in plain.encode(text).tokens)
+    for made in reversed(parts):
+        for part in parts[made]:
+            counts[part] += counts[made]
+    return sorted(parts, key=lambda token: -counts[token])
+
+
 def _byte_level(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The tokenizer's JSON, or ConfigError if it is no byte-level BPE without unknown tokens."""
-    layout: dict[str, Any] = json.loads(getattr(tokenizer, "backend_tokenizer", Tokenizer(models.BPE())).to_str())
+    """The tokenizer's JSON without all that changes a text, or ConfigError if it is no byte-level BPE."""
+    text = getattr(tokenizer, "backend_tokenizer", Tokenizer(models.BPE())).to_str()
+    layout: dict[str, Any] = json.loads(text, object_hook=_without_prefix_space)
     if layout["model"]["type"] != "BPE" or (layout.get("decoder") or {}).get("type") != "ByteLevel":
         raise ConfigError(
             "tokenizer", expected="a byte-level BPE with a fast form", got=type(tokenizer).__name__,
             remedy="Choose a base with such a tokenizer, as SmolLM2, Llama 3 or Qwen3.",
         )  # fmt: skip
-    return layout
+    cleared = dict.fromkeys(("normalizer", "post_processor", "truncation", "padding"))
+    return {**layout, **cleared, "added_tokens": []}
+
+
+def _without_prefix_space(part: dict[str, Any]) -> dict[str, Any]:
+    return {**part, "add_prefix_space": False} if part.get("add_prefix_space") is True else part
 
 
 def _finish(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -1,10 +1,11 @@
-"""Writes a tiny Llama as an unquantised GGUF file, the way llama.cpp's converter lays it out."""
+"""Writes a tiny Llama as a GGUF file, some of it quantised, the way llama.cpp's converter lays it out."""
 
 import json
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 NAMES = {
@@ -32,8 +33,12 @@ def write_gguf(base: Path, target: Path) -> None:
     writer.add_vocab_size(config.vocab_size)
     _add_tokenizer(writer, tokenizer)
     for name, weight in model.state_dict().items():
-        if name != "lm_head.weight":
-            writer.add_tensor(_name(name), _permuted(name, weight.float().numpy(), config))
+        values = _permuted(name, weight.float().numpy(), config)
+        if "up_proj" in name:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(_name(name), quantize(values, kind), raw_dtype=kind)
+        elif name != "lm_head.weight":
+            writer.add_tensor(_name(name), values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

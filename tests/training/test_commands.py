@@ -11,6 +11,7 @@ from gmsa_rag.inference.engine import GMSA
 RECIPE = {
     "prune": {
         "text": ["rivers"], "num_hidden_layers": 1, "intermediate_size": 32, "vocab_size": 300, "calibration_rows": 1,
+        "max_position_embeddings": 256,
     },
     "pretrain": {
         "optimisation": {"steps": 3, "batch_tokens": 200, "bf16": False}, "text": ["rivers"],

@@ -10,14 +10,16 @@ SCRIPT = Path(gmsa_rag.training.__file__).parent / "launch" / "gmsa-mini.sh"
 
 
 @pytest.fixture
-def launch():
+def launch(tmp_path):
     """What the script would call; `echo` stands in for Python."""
 
     def run(*stages, **settings):
-        environment = {**{k: v for k, v in os.environ.items() if k != "BASE"}, "PYTHON": "echo", **settings}
+        own = {"BASE", "DEVICE", "STEPS", "RECIPE"}
+        environment = {**{k: v for k, v in os.environ.items() if k not in own}, "PYTHON": "echo", **settings}
         return subprocess.run(
-            ["bash", SCRIPT, "DATA", "OUT", *stages], env=environment, capture_output=True, text=True, check=False
-        )
+            ["bash", SCRIPT, "DATA", "OUT", *stages], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
 
     return run
 
@@ -39,6 +41,11 @@ def test_a_base_is_pruned_first_and_trained_on(launch):
     prune, pretrain, *_ = done.stdout.splitlines()
     assert prune.endswith("--out OUT/prune --base large.gguf")
     assert pretrain.endswith("--device cuda --steps 3 --out OUT/pretrain --base OUT/prune/base")
+
+
+def test_a_base_that_was_pruned_is_trained_on_without_its_name(launch, tmp_path):
+    (tmp_path / "OUT" / "prune" / "base").mkdir(parents=True)
+    assert launch("pretrain").stdout.strip().endswith("--out OUT/pretrain --base OUT/prune/base")
 
 
 def test_one_stage_alone(launch):

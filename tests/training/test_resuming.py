@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gmsa_rag.errors import CheckpointError
-from gmsa_rag.training.resuming import load_state, save_state
+from gmsa_rag.training.resuming import digest_weights, load_state, save_state
 
 
 def trained(steps=3, width=4, seed=0):
@@ -47,6 +47,24 @@ def test_there_is_nothing_to_load_where_nothing_was_saved(tmp_path):
     before = [parameter.clone() for parameter in model.parameters()]
     assert load_state(tmp_path / "resume", list(model.parameters()), optimiser) is None
     assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))
+
+
+def test_another_start_is_refused_and_nothing_is_changed(tmp_path):
+    save(tmp_path / "resume", 3, *trained(), start="one")
+    other, its = trained(steps=0)
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(CheckpointError, match="that it was started with"):
+        load_state(tmp_path / "resume", list(other.parameters()), its, start="another")
+    assert all(torch.equal(*pair) for pair in zip(before, other.parameters(), strict=True))
+    assert load_state(tmp_path / "resume", list(other.parameters()), its, start="one")["step"] == 3
+
+
+@pytest.mark.parametrize("change", [lambda m: m[0].weight.data.mul_(2), lambda m: m[1].bias.data.add_(1e-3)])
+def test_a_digest_tells_weights_apart_whatever_their_dtype(change):
+    model, same = trained()[0].bfloat16(), trained()[0].bfloat16().float()
+    assert digest_weights(model) == digest_weights(same)
+    change(same)
+    assert digest_weights(model) != digest_weights(same)
 
 
 @pytest.mark.parametrize("drop", [0, 1])
