@@ -15,7 +15,7 @@ PRINTED = {
     "cached_store": ("found 0 memories, computed 3", "found 3 memories, computed 0"),
     "citations": ("Question:", "Answer:", "(expected: Lancang)", "[1] Mekong: The Mekong is a river"),
     "contextual_compression": (
-        "Lise Meitner: 140 tokens as 18 soft tokens, [[gmsa:",
+        "Lise Meitner: 163 tokens as 21 soft tokens, [[gmsa:",
         "->",
         "Original text: Lise Meitner",
     ),
@@ -23,7 +23,7 @@ PRINTED = {
     "from_llmlingua": ("kept: ids, metadata, and the text", "->", "'soft_tokens': "),
     "langchain_chain": ("invoke:", "stream:", "ainvoke:", "batch:"),
     "langgraph_answer": ("In the state: [[gmsa:", "Resumed: By what name is the Mekong known inside China? ->"),
-    "llama_index_from_longllmlingua": ("lise-meitner 0.79: 140 tokens -> 18", "restored: True", "answer:"),
+    "llama_index_from_longllmlingua": ("lise-meitner 0.79: 163 tokens -> 21", "restored: True", "answer:"),
     "llama_index_ingestion": ("6 nodes, 6 memories computed", "6 nodes, 0 memories computed", "[[gmsa:"),
     "llama_index_query_engine": ("query:", "mekong Mekong score", "[[gmsa:", "aquery:", "chat:", "stream:"),
     "quickstart": ("soft tokens; stored: 1", "Answer:", "Restored:"),

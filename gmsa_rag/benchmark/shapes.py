@@ -65,13 +65,12 @@ SHAPES = {
     ),
     "gmsa-mini": Shape(
         {
-            "family": "llama", "vocab_size": 8_192, "hidden_size": 320, "intermediate_size": 896,
-            "num_hidden_layers": 5, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 64,
-            "rms_norm_eps": 1e-6, "max_position_embeddings": 2_048, "tie_word_embeddings": True,
+            "family": "llama", "vocab_size": 9_216, "hidden_size": 576, "intermediate_size": 768,
+            "num_hidden_layers": 8, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 4_096, "tie_word_embeddings": True,
         },
-        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "default", "rope_theta": 100_000.0},
         encoder_layers=2,
-        window=256,
     ),
 }  # fmt: skip
 

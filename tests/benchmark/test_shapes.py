@@ -22,7 +22,7 @@ def by_hand(vocabulary, width, inner, layers, heads, shared_heads, head_dim, *, 
         ("llama-3.2-3b", by_hand(128_256, 3_072, 8_192, 28, 24, 8, 128, head_norms=False), 3_212_749_824),
         ("qwen3-4b", by_hand(151_936, 2_560, 9_728, 36, 32, 8, 128, head_norms=True), 4_022_468_096),
         ("qwen3-0.6b", by_hand(151_936, 1_024, 3_072, 28, 16, 8, 128, head_norms=True), 596_049_920),
-        ("gmsa-mini", by_hand(8_192, 320, 896, 5, 5, 5, 64, head_norms=False), 8_973_760),
+        ("gmsa-mini", by_hand(9_216, 576, 768, 8, 9, 3, 64, head_norms=False), 23_012_928),
     ],
 )
 def test_a_shape_has_as_many_weights_as_the_published_model(name, counted, known):
