@@ -44,6 +44,21 @@ Example = Sequence[Segment | Passage]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What a batch may hold, padding included.
+
+    Attributes:
+        positions: Decoder positions, and encoder tokens by their weight.
+        window: The compressor's window; what is longer is cut.
+        encoder_weight: What an encoder token counts beside a decoder position.
+    """
+
+    positions: int
+    window: int
+    encoder_weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Batch:
     """A padded batch of examples.
 
@@ -119,35 +134,36 @@ def collate(examples: Sequence[Example], window: int, pad_to: int = 1) -> Batch:
 
 
 def batches(
-    make: Callable[[random.Random], Example], rng: random.Random, tokens: int, pool: int
+    make: Callable[[random.Random], Example], rng: random.Random, budget: Budget, pool: int
 ) -> Iterator[list[Example]]:
-    """Group a pool of new examples into batches of similar length, in random order.
+    """Group a pool of new examples into batches of similar length in the decoder, in random order.
 
     Args:
         make: Draws one example.
         rng: Where all randomness comes from.
-        tokens: Decoder and encoder positions a batch may hold, padding included.
+        budget: What a batch may hold.
         pool: Examples drawn at once.
 
     Yields:
         Lists of examples, at least one each.
     """
-    drawn = sorted((make(rng) for _ in range(pool)), key=_cost)
     groups: list[list[Example]] = [[]]
-    for example in drawn:
-        if groups[-1] and _cost(example) * (len(groups[-1]) + 1) > tokens:
+    windows: list[int] = []
+    for example in sorted((make(rng) for _ in range(pool)), key=num_positions):
+        own = [len(ids) for part in example if isinstance(part, Passage) for ids, _ in _windows(part, budget.window)]
+        encoded = (len(windows) + len(own)) * max([*windows, *own], default=0)
+        padded = (len(groups[-1]) + 1) * num_positions(example)
+        if groups[-1] and padded + budget.encoder_weight * encoded > budget.positions:
             groups.append([])
+            windows = []
         groups[-1].append(example)
+        windows += own
     rng.shuffle(groups)
     yield from groups
 
 
 def _tensor(ids: Sequence[int]) -> Tensor:
     return torch.as_tensor(np.asarray(ids, dtype=np.int64))
-
-
-def _cost(example: Example) -> int:
-    return num_positions(example) + sum(len(part.ids) for part in example if isinstance(part, Passage))
 
 
 def _multiple(length: int, of: int) -> int:

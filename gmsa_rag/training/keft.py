@@ -68,6 +68,7 @@ def keft(
         return Tasks(
             codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,
             recipe.unanswerable, recipe.refine, recipe.max_positions, recipe.distractors, recipe.noise,
+            recipe.own_wording, recipe.whole_passages if phase == len(recipe.phases) - 1 else 0.0,
         ).draw(recipe.tasks)  # fmt: skip
 
     objective = _objective(recipe, start)

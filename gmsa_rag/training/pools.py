@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from gmsa_rag.training.examples import Batch, Example, as_text, batches, collate
+from gmsa_rag.training.examples import Batch, Budget, Example, as_text, batches, collate
 from gmsa_rag.training.recipe import Optimisation
 
 # A batch, and the same examples as text where a teacher reads them.
@@ -59,7 +59,8 @@ class Pools(Dataset[list[Pair]]):
     def __getitem__(self, pool: int) -> list[Pair]:
         """All batches of a pool."""
         rng = random.Random(f"{self.settings.seed} {self.phase} {pool}" + (f" {self.rank}" if self.rank else ""))
-        return [self._pair(group) for group in batches(self.draw, rng, self.settings.batch_tokens, self.settings.pool)]
+        budget = Budget(self.settings.batch_tokens, self.window, self.settings.encoder_weight)
+        return [self._pair(group) for group in batches(self.draw, rng, budget, self.settings.pool)]
 
     def _pair(self, group: Sequence[Example]) -> Pair:
         batch = collate(group, self.window, self.settings.pad_to)

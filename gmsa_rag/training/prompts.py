@@ -14,7 +14,7 @@ from gmsa_rag.training.frames import Frame, lay_out
 from gmsa_rag.training.templates import REFINE_WORDINGS, RefineWording, Wording, draw_wording
 
 Ids = list[int]
-OWN_WORDING, UNTITLED, EARLIER_ANSWER_RIGHT = 0.5, 0.3, 0.5
+UNTITLED, EARLIER_ANSWER_RIGHT = 0.3, 0.5
 
 
 class AskedPassage(NamedTuple):
@@ -35,6 +35,7 @@ class QuestionPrompts:
         full_text: Share of prompts with text in the place of all memories.
         mixed: Share of passages, in the other prompts, that stay text beside memories.
         refine: Share of prompts worded as a refinement of an earlier answer.
+        own_wording: Share of the others in the checkpoint's own wording.
     """
 
     codec: TokenCodec
@@ -43,6 +44,7 @@ class QuestionPrompts:
     full_text: float = 0.0
     mixed: float = 0.0
     refine: float = 0.0
+    own_wording: float = 0.5
 
     def draw(
         self, question: str, answer: str, passages: Sequence[AskedPassage], gold: int | None, wrong: str,
@@ -64,7 +66,7 @@ class QuestionPrompts:
         """
         if rng.random() < self.refine:
             return self._refinement(question, answer, passages, gold, wrong, rate, rng), False
-        own = rng.random() < OWN_WORDING
+        own = rng.random() < self.own_wording
         wording = self.own() if own else draw_wording(rng)
         cite = f" [{gold + 1}]" if own and self.config.cites and gold is not None else ""
         return self.first_turn(wording, question, answer + cite, passages, rate, rng), own or wording.chat

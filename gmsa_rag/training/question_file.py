@@ -1,4 +1,4 @@
-"""Questions grouped by their passages, on disk: a question file may be larger than memory."""
+"""Questions grouped by their gold passages, on disk: a question file may be larger than memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gmsa_rag.training.data import Skipped, read_rows, warn_of_skipped
 from gmsa_rag.training.files import describe_files
 from gmsa_rag.training.question_rows import Question, parse_line
 
-FORMAT = 1
+FORMAT = 2
 ROWS, STARTS, BOUNDS, SKIPPED = "rows.jsonl", "starts.npy", "bounds.npy", "skipped.json"
 
 
 class QuestionGroups(Sequence[list[Question]]):
-    """Questions that share their passages and gold, together; groups in the order of their first questions.
+    """Questions that share their gold passages, together; groups in the order of their first questions.
 
     `groups[i]` reads the rows of group i. In memory are at most maps of files, so that one object may be sent to worker
     processes, or be shared with forked ones and between threads.
@@ -131,7 +131,8 @@ def _all_rows(files: Sequence[Path], strict: bool, skipped: Skipped) -> Iterator
 
 def _group_digest(question: Question) -> bytes:
     """What questions of one group have in common, in 16 bytes."""
-    return hashlib.blake2b(json.dumps([question.passages, question.gold]).encode(), digest_size=16).digest()
+    gold = [question.passages[index] for index in question.gold]
+    return hashlib.blake2b(json.dumps(gold).encode(), digest_size=16).digest()
 
 
 def _group(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

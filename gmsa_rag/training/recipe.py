@@ -19,7 +19,9 @@ class Optimisation:
         steps: Optimiser steps in all; the learning rate falls to a tenth along a cosine over them.
         max_minutes: End after this long, the learning rate falling in time for it; None for no limit. A run that ends
             by time depends on the machine: only one that ends by steps gives the same weights again.
-        batch_tokens: Positions a batch may hold, those of encoder and decoder together.
+        batch_tokens: Positions a batch may hold, those of encoder and decoder together, padding included.
+        encoder_weight: What an encoder token counts there. By time it is the compressor's layers to the decoder's, and
+            a third of that where they are frozen; 1 is safe for memory.
         accumulate: Batches whose gradients make one step.
         learning_rate: Peak, reached after `warmup` steps.
         warmup: Steps of linear warm-up.
@@ -41,6 +43,7 @@ class Optimisation:
     steps: int
     max_minutes: float | None = None
     batch_tokens: int = 4096
+    encoder_weight: float = 1.0
     accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
@@ -206,7 +209,7 @@ class KeftRecipe:
         text: Text files for `restore`, `continue`, `quote` and `cloze`, by name.
         questions: Question files, by name.
         phases: A curriculum as in autoencoding: before the last phase, questions are asked of the few sentences that
-            hold their answers, cut to the phase's windows; in the last one half of the time of whole passages.
+            hold their answers, cut to the phase's windows; in the last one also of whole passages.
         tasks: Weights of `restore`, `continue`, `quote`, `cloze`, `question`.
         trainable: What learns of the decoder: "qkv", "attention", "lora" or "all" but the embeddings.
         lora: With `trainable: lora`.
@@ -216,8 +219,11 @@ class KeftRecipe:
         unanswerable: Share of question prompts whose gold passage is taken out; the answer is then `no_answer`.
         no_answer: What is said then; "" keeps the checkpoint's.
         refine: Share of question prompts worded as a refinement of an earlier answer.
+        own_wording: Share of the others in the checkpoint's own wording, which alone cites.
         distractors: Share of the questions without wrong passages of their own that get one to four of other questions,
             in every phase.
+        whole_passages: Share of the last phase's questions that are asked of whole passages. All of them then stand
+            among the wrong passages that their rows name; with 0 none do.
         noise: As in autoencoding.
         max_positions: Longest question prompt trained on; a longer one is drawn anew as a cloze.
         frozen_dtype: Of the weights that do not learn.
@@ -237,7 +243,9 @@ class KeftRecipe:
     unanswerable: float = 0.0
     no_answer: str = ""
     refine: float = 0.0
+    own_wording: float = 0.5
     distractors: float = 0.0
+    whole_passages: float = 0.5
     noise: float = 0.0
     max_positions: int = 768
     frozen_dtype: str = "float32"

@@ -18,7 +18,8 @@ from gmsa_rag.training.prompts import AskedPassage, QuestionPrompts
 from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS
 
 Ids = list[int]
-SHORTENED, FURTHER_TURNS, DISTRACTORS, AHEAD = 0.5, 8, 4, 32
+FURTHER_TURNS, DISTRACTORS, AHEAD = 8, 4, 32
+ROOM = 64  # for the question and the answer of a further turn
 TRIES = 64
 TOKENS_A_WORD = 1.5
 
@@ -40,6 +41,9 @@ class Tasks:
         refine: Share of question prompts worded as a refinement of an earlier answer.
         max_positions: Longest example.
         distractors: Share of the questions without wrong passages of their own that get some of other questions.
+        own_wording: Share of question prompts in the checkpoint's own wording.
+        whole_passages: Share of the questions that are asked of whole passages, the others of the few sentences that
+            hold their answers. With 0 the wrong passages that their rows name are left out.
         noise: Share of a restoration's tokens that the decoder reads as others of the passage. In use it reads its own
             words, wrong ones among them, and has to find its place in the memory again after each.
     """
@@ -57,6 +61,8 @@ class Tasks:
     max_positions: int = 768
     distractors: float = 0.0
     noise: float = 0.0
+    own_wording: float = 0.5
+    whole_passages: float = 0.5
 
     def __post_init__(self) -> None:
         least = self.windows[1] + AHEAD
@@ -72,7 +78,9 @@ class Tasks:
     def prompts(self) -> QuestionPrompts:
         """How questions are put."""
         frame = frame_of(self.codec.tokenizer)
-        return QuestionPrompts(self.codec, self.config, frame, self.full_text, self.mixed, self.refine)
+        return QuestionPrompts(
+            self.codec, self.config, frame, self.full_text, self.mixed, self.refine, self.own_wording
+        )
 
     def draw(self, weights: dict[str, float]) -> Callable[[random.Random], Example]:
         """A function that draws an example by the tasks' weights.
@@ -157,8 +165,9 @@ class Tasks:
             others = [q for q in group if q is not asked and q.answers[0] in passages[gold].text]
             cite = f" [{gold + 1}]"
             cited = cite if self._ends_with(example, cite) else ""
-            for question in rng.sample(others, min(len(others), rng.randint(0, FURTHER_TURNS))):
-                example += self.prompts.further_turn(question.question, question.answers[0] + cited)
+            for question in rng.sample(others, min(len(others), FURTHER_TURNS)):
+                if num_positions(example) + ROOM <= self.max_positions:
+                    example += self.prompts.further_turn(question.question, question.answers[0] + cited)
         return example if num_positions(example) <= self.max_positions else self._cloze(rng)
 
     def _ends_with(self, example: Example, cite: str) -> bool:
@@ -167,17 +176,17 @@ class Tasks:
         return isinstance(last, Segment) and self.codec.decode(last.ids).endswith(cite)
 
     def _passages(self, question: Question, rng: random.Random) -> tuple[list[AskedPassage], int | None]:
-        """Passages, shuffled, and which holds the answer; its own others only where windows are as long as they get."""
+        """Passages, shuffled, and which holds the answer; the row's own others only where some passages are whole."""
         holding = [index for index in question.gold if question.answers[0] in question.passages[index]]
         at = (holding or question.gold)[0]
         text = question.passages[at]
-        last = self.windows[1] >= self.config.window
-        if not last or rng.random() < SHORTENED:
+        if rng.random() >= self.whole_passages:
             text = shorten(text, question.answers[0], self._size(rng) // TOKENS_A_WORD, rng)
         pairs = [AskedPassage(*pair) for pair in zip(question.titles, question.passages, strict=True)]
         needed = [pairs[index] for index in question.gold if index != at]
         others = [pair for pair in pairs if pair not in needed and pair.text != question.passages[at]]
-        chosen = needed + rng.sample(others, min(len(others), rng.randint(0, DISTRACTORS))) if last else []
+        count = min(len(others), rng.randint(0, DISTRACTORS))
+        chosen = needed + rng.sample(others, count) if self.whole_passages else []
         if self.distractors and not chosen and rng.random() < self.distractors:
             borrowed = (self._borrowed(question, rng, tries=1) for _ in range(rng.randint(1, DISTRACTORS)))
             chosen = [passage for passage in borrowed if passage]
@@ -224,8 +233,8 @@ def _holds_answer(passage: AskedPassage, asked: Question) -> bool:
 
 
 def group_questions(questions: Sequence[Question]) -> list[list[Question]]:
-    """Questions that share their passages, together: the plain reference beside `QuestionGroups`, in memory."""
+    """Questions that share their gold passages, together: the plain reference beside `QuestionGroups`, in memory."""
     groups: dict[tuple[str, ...], list[Question]] = {}
     for question in questions:
-        groups.setdefault((*question.passages, str(question.gold)), []).append(question)
+        groups.setdefault(tuple(question.passages[index] for index in question.gold), []).append(question)
     return list(groups.values())

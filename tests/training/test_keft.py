@@ -11,6 +11,7 @@ from gmsa_rag.training.keft import keft
 from gmsa_rag.training.logs import read_log
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.recipe import Distillation
+from gmsa_rag.training.tasks import Tasks
 from tests.training.stages import AUTOENCODE, KEFT, changed
 
 LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
@@ -121,6 +122,19 @@ def test_gradient_checkpointing_gives_the_same_losses(runs, data, tmp_path, monk
         keft(changed(KEFT, gradient_checkpointing=on), runs[2], data, tmp_path / name)
         losses.append([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")])
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_passages_are_whole_in_the_last_phase_alone(runs, data, tmp_path, monkeypatch):
+    made = []
+
+    class Recorded(Tasks):
+        def draw(self, weights):
+            made.append((self.windows, self.whole_passages, self.own_wording))
+            return super().draw(weights)
+
+    monkeypatch.setattr("gmsa_rag.training.keft.Tasks", Recorded)
+    keft(changed(KEFT, whole_passages=0.4, own_wording=0.7), runs[2], data, tmp_path / "keft")
+    assert made == [((16, 24), 0.0, 0.7), ((16, 48), 0.4, 0.7)]
 
 
 def test_a_teacher_stays_as_it_was(runs, data, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import itertools
 import random
 import sys
 from types import ModuleType, SimpleNamespace
@@ -12,7 +13,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from gmsa_rag.errors import DependencyError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.training import objective
-from gmsa_rag.training.examples import IGNORED, Passage, Segment, as_text, batches, collate, num_positions
+from gmsa_rag.training.examples import IGNORED, Budget, Passage, Segment, as_text, batches, collate, num_positions
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.recipe import Distillation
 from tests.conftest import FAMILIES
@@ -82,18 +83,24 @@ def test_gradients_reach_compressor_and_decoder(make_base, tokenizer):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-def test_batches_hold_every_example_within_the_budget():
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_batches_hold_every_example_within_the_budget(weight):
     drawn = []
 
     def make(rng):
         drawn.append(draw(rng))
         return drawn[-1]
 
-    groups = list(batches(make, random.Random(3), tokens=200, pool=64))
+    groups = list(batches(make, random.Random(3), Budget(200, 48, weight), pool=64))
     assert len(drawn) == 64 == sum(map(len, groups))
+    sizes = []
     for group in groups:
-        cost = max(num_positions(e) + sum(len(p.ids) for p in e if isinstance(p, Passage)) for e in group)
-        assert len(group) == 1 or cost * len(group) <= 200
+        batch = collate(group, 48)
+        sizes.append(batch.input_ids.numel() + weight * batch.window_ids.numel())
+        assert len(group) == 1 or sizes[-1] <= 200
+    assert sum(sizes) / len(sizes) > 120
+    ends = sorted((min(map(num_positions, group)), max(map(num_positions, group))) for group in groups)
+    assert all(longest <= shortest for (_, longest), (shortest, _) in itertools.pairwise(ends))
 
 
 def gradients(module, loss):

@@ -18,9 +18,12 @@ def row(question, *texts, gold=(0,)):
     return {"question": question, "answers": ["a"], "contexts": contexts, "gold": list(gold)}
 
 
-# Groups by hand: {1, 4, 7}, {2, 6}, {3}, {5}; 3 has 1's passages in another order, 5 another gold.
+# Groups by hand: {1, 4, 7}, {2, 6}, {3, 5}, {8}; 3 and 5 share their gold passage, among others in other orders.
 ONE = [row("1", "x", "y"), row("2", "é\nz"), row("3", "y", "x"), row("4", "x", "y")]
-TWO = [row("5", "x", "y", gold=(1,)), {"input": "é\nz", "prompt": "6", "answer": "a"}, row("7", "x", "y")]
+TWO = [
+    row("5", "x", "y", gold=(1,)), {"input": "é\nz", "prompt": "6", "answer": "a"}, row("7", "x"),
+    row("8", "x", "y", gold=(0, 1)),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def asked(groups):
 def test_groups_are_those_in_memory(files, tmp_path):
     groups = QuestionGroups.build(files, tmp_path / "cache")
     assert len(groups) == 4
-    assert asked(groups) == [["1", "4", "7"], ["2", "6"], ["3"], ["5"]]
+    assert asked(groups) == [["1", "4", "7"], ["2", "6"], ["3", "5"], ["8"]]
     assert list(groups) == group_questions([q for path in files for q in read_questions(path)])
     assert groups.skipped.count == 0
 
@@ -54,7 +57,7 @@ def test_groups_of_a_larger_file_are_those_in_memory(data, tmp_path):
 
 def test_groups_are_a_sequence(files, tmp_path):
     groups = QuestionGroups.build(files, tmp_path / "cache")
-    assert asked([groups[-1]]) == [["5"]] and asked(groups[1:3]) == [["2", "6"], ["3"]]
+    assert asked([groups[-1]]) == [["8"]] and asked(groups[1:3]) == [["2", "6"], ["3", "5"]]
     assert groups[1][0].passages == ("é\nz",) and groups[1][1].titles == ("",)
     for index in (4, -5):
         with pytest.raises(IndexError):
@@ -110,6 +113,6 @@ def test_a_build_that_comes_second_keeps_the_first(files, tmp_path):
     part = tmp_path / "cache" / "part"
     part.mkdir()
     question_file._move(part, folder)
-    assert asked(QuestionGroups(folder))[2] == ["3"]
+    assert asked(QuestionGroups(folder))[2] == ["3", "5"]
     with pytest.raises(OSError):
         question_file._move(tmp_path / "missing", tmp_path / "nowhere")

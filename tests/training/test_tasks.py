@@ -11,10 +11,9 @@ from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import num_positions as prompt_positions
 from gmsa_rag.inference.prompt import tokenise
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.training import prompts
 from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sentences, shorten, thin
 from gmsa_rag.training.data import Question, find_files, read_questions, token_stream
-from gmsa_rag.training.examples import Passage, Segment, collate
+from gmsa_rag.training.examples import Passage, Segment, collate, num_positions
 from gmsa_rag.training.prompts import AskedPassage
 from gmsa_rag.training.tasks import Tasks, group_questions
 
@@ -116,6 +115,8 @@ def test_questions_of_the_same_passages_are_grouped(data):
     questions = list(read_questions(data / "qa" / "rivers.train.jsonl"))
     groups = group_questions([*questions, questions[0]])
     assert len(groups) == 40 and len(groups[0]) == 2
+    alone, among = capital_question("Rome", []), capital_question("Rome", ["Paris", "Berlin"], gold=1)
+    assert group_questions([alone, capital_question("Paris", ["Rome"]), among])[0] == [alone, among]
 
 
 def test_sentences_and_blanks():
@@ -166,9 +167,8 @@ def read(tasks, example):
     return [tasks.codec.decode(part.ids) for part in example if isinstance(part, Passage)]
 
 
-def test_a_citation_names_the_passage_that_holds_the_answer(tasks, monkeypatch):
-    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
-    asked = asking(tasks, [capital_question("Rome", ["Paris", "Berlin", "Vienna"], gold=2)])
+def test_a_citation_names_the_passage_that_holds_the_answer(tasks):
+    asked = asking(tasks, [capital_question("Rome", ["Paris", "Berlin", "Vienna"], gold=2)], own_wording=1.0)
     numbers = set()
     for seed in range(60):
         example = asked.draw({"question": 1.0})(random.Random(seed))
@@ -178,34 +178,45 @@ def test_a_citation_names_the_passage_that_holds_the_answer(tasks, monkeypatch):
     assert numbers == {"1", "2", "3", "4"}
 
 
-def test_further_turns_cite_as_the_first_one_does(tasks, monkeypatch):
+def test_further_turns_cite_as_the_first_one_does(tasks):
     city = capital_question("Rome", ["Paris"])
     land = dataclasses.replace(city, question="Of which country?", answers=("Italy",))
     brackets = dataclasses.replace(city, question="How is it written?", answers=("Rome.",))
     seen = set()
     for seed in range(80):
-        monkeypatch.setattr(prompts, "OWN_WORDING", float(seed % 2))
-        asked = asking(tasks, [city, land, brackets])
+        asked = asking(tasks, [city, land, brackets], own_wording=float(seed % 2))
         first, *others = learned(asked, asked.draw({"question": 1.0})(random.Random(seed)))
         cited = first.rsplit(" ", 1)[-1]
         assert all(other.endswith(f" {cited}") == bool(seed % 2) for other in others)
         seen.add((seed % 2, len(others)))
-    assert {(0, 2), (1, 2)} <= seen
+    assert (0, 2) in seen and [count for own, count in seen if own] == [2]
 
 
-def test_an_answer_in_brackets_is_no_citation(tasks, monkeypatch):
-    monkeypatch.setattr(prompts, "OWN_WORDING", 0.0)
+def test_further_turns_end_where_the_prompt_is_full(tasks):
+    question = capital_question("Rome", [])
+    others = [dataclasses.replace(question, question=f"And {number}?") for number in range(6)]
+    lengths = set()
+    for seed in range(60):
+        asked = asking(tasks, [question, *others], own_wording=1.0, max_positions=150)
+        example = asked.draw({"question": 1.0})(random.Random(seed))
+        assert num_positions(example) <= 150
+        lengths.add(len(learned(asked, example)))
+    assert 1 < max(lengths) < 7
+
+
+def test_an_answer_in_brackets_is_no_citation(tasks):
     one = Question("Which type?", ("list[int]",), ("",), ("It returns list[int] or None.",), (0,))
-    asked = asking(tasks, [one, dataclasses.replace(one, question="Or?", answers=("None",))])
+    asked = asking(tasks, [one, dataclasses.replace(one, question="Or?", answers=("None",))], own_wording=0.0)
     found = [learned(asked, asked.draw({"question": 1.0})(random.Random(seed))) for seed in range(60)]
     assert any(answers[1:] for answers in found)
     assert all(answer in (" list[int]", " None") for answers in found for answer in answers)
 
 
-def test_several_gold_passages_are_all_there_and_the_one_with_the_answer_is_cited(tasks, monkeypatch):
-    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
+def test_several_gold_passages_are_all_there_and_the_one_with_the_answer_is_cited(tasks):
     passages = ("Mozart lived in Vienna.", "Berlin lies on the Spree.", "Vienna lies on the Danube.")
-    asked = asking(tasks, [Question("On what did Mozart live?", ("Danube",), ("", "", ""), passages, (0, 2))])
+    asked = asking(
+        tasks, [Question("On what did Mozart live?", ("Danube",), ("", "", ""), passages, (0, 2))], own_wording=1.0
+    )
     counts = set()
     for seed in range(40):
         example = asked.draw({"question": 1.0})(random.Random(seed))
@@ -219,15 +230,14 @@ def test_several_gold_passages_are_all_there_and_the_one_with_the_answer_is_cite
 def test_short_windows_hold_the_answer_alone(tasks):
     passages = ("Mozart lived in Vienna.", "It is old. Vienna lies on the Danube. It is big.")
     question = Question("On what did Mozart live?", ("Danube",), ("", ""), passages, (0, 1))
-    asked = asking(tasks, [question], windows=(1, 2))
+    asked = asking(tasks, [question], windows=(1, 2), whole_passages=0.0)
     for seed in range(20):
         assert read(asked, asked.draw({"question": 1.0})(random.Random(seed))) == ["Vienna lies on the Danube."]
 
 
-def test_borrowed_distractors_hold_no_answer_and_stand_beside_the_passage_that_does(tasks, monkeypatch):
-    monkeypatch.setattr(prompts, "OWN_WORDING", 1.0)
+def test_borrowed_distractors_hold_no_answer_and_stand_beside_the_passage_that_does(tasks):
     questions = [capital_question("Rome", []), capital_question("Madrid", []), capital_question("Paris", ["Berlin"])]
-    asked = asking(tasks, questions, distractors=1.0)
+    asked = asking(tasks, questions, distractors=1.0, own_wording=1.0)
     counts = set()
     for seed in range(60):
         example = asked.draw({"question": 1.0})(random.Random(seed))
