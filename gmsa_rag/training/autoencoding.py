@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError
@@ -14,7 +14,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.adapters import save_adapters
 from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from gmsa_rag.modeling.compressor import Compressor
-from gmsa_rag.modeling.files import is_checkpoint
+from gmsa_rag.modeling.files import is_checkpoint, load_causal_lm
 from gmsa_rag.modeling.lora import add_lora, merge_lora
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
@@ -45,6 +45,7 @@ def autoencode(
 
     Raises:
         ConfigError: If a checkpoint to go on from has other layers or another window than the recipe.
+        CheckpointError: If the run in `out` was started with another recipe or base.
 
     Source: GMSA, arXiv 2505.12215, "Autoencoder Training"; there the decoder is frozen.
     """
@@ -97,8 +98,7 @@ def _start(recipe: AutoencodeRecipe, base: str | Path, revision: str | None) -> 
         start = load_checkpoint(Path(base), dtype=dtype)
         start.config.rates, start.config.fingerprint, start.config.compressor_dtype = rates, "", ""
         return start
-    decoder = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    decoder, tokenizer, _ = load_causal_lm(base, dtype=dtype, revision=revision)
     config = make_config(recipe, decoder, rates)
     return Checkpoint(config, Compressor.from_base(decoder, config), decoder, tokenizer)
 

@@ -1,10 +1,9 @@
 """Stage 2, knowledge extraction fine-tuning (KEFT): the decoder learns to answer from soft tokens."""
 
 import copy
-import random
-from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
@@ -17,7 +16,6 @@ from gmsa_rag.modeling.alignment import cast_weights
 from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from gmsa_rag.modeling.lora import add_lora, merge_lora
 from gmsa_rag.training.data import find_files, token_stream
-from gmsa_rag.training.examples import Example
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
@@ -50,6 +48,7 @@ def keft(
     Raises:
         DataError: If a data file is missing, or malformed while strict.
         ConfigError: If the recipe's `save` or `frozen_dtype` does not fit what it trains or starts from.
+        CheckpointError: If the run in `out` was started with another recipe or checkpoint.
 
     Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
     """
@@ -62,26 +61,29 @@ def keft(
     codec = TokenCodec(start.tokenizer)
     stream = token_stream(text, codec, codec.end, out.parent)
     groups = QuestionGroups.build(files, out.parent, strict=strict)
-
-    def make(phase: int) -> Callable[[random.Random], Example]:
-        current = recipe.phases[phase]
-        return Tasks(
-            codec, start.config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,
-            recipe.unanswerable, recipe.refine, recipe.max_positions, recipe.distractors, recipe.noise,
-            recipe.own_wording, recipe.whole_passages if phase == len(recipe.phases) - 1 else 0.0,
-        ).draw(recipe.tasks)  # fmt: skip
-
     objective = _objective(recipe, start)
     set_seed(recipe.optimisation.seed)  # LoRA starts from random weights
     trainable = trainable_parameters(recipe, start.decoder)
     run = Run(
         out, recipe.optimisation, objective, trainable, window=start.config.window, phases=recipe.phases, device=device
     )
-    run.train(make)
+    run.train(lambda phase: _tasks(recipe, phase, codec, start.config, stream, groups).draw(recipe.tasks))
     if run.gather():
         start.config.rates = sorted(set(recipe.phases[-1].rates))
         _save(recipe, start, checkpoint, out / "checkpoint")
     return out / "checkpoint"
+
+
+def _tasks(
+    recipe: KeftRecipe, phase: int, codec: TokenCodec, config: GMSAConfig, stream: np.ndarray, groups: QuestionGroups
+) -> Tasks:
+    """What is asked in a phase; of whole passages in the last one alone."""
+    current, last = recipe.phases[phase], phase == len(recipe.phases) - 1
+    return Tasks(
+        codec, config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,
+        recipe.unanswerable, recipe.refine, recipe.max_positions, recipe.distractors, recipe.noise, recipe.own_wording,
+        recipe.whole_passages if last else 0.0,
+    )  # fmt: skip
 
 
 def _objective(recipe: KeftRecipe, start: Checkpoint) -> Objective:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import (
@@ -18,7 +19,7 @@ from transformers import (
 
 from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.modeling.files import swapping
+from gmsa_rag.modeling.files import load_causal_lm, swapping
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
@@ -59,27 +60,14 @@ def pretrain(
             tokenizer = _tokenizer(files, recipe, out / "tokenizer")
         decoder = _decoder(recipe, tokenizer)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(base)
-        decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        decoder, tokenizer, _ = load_causal_lm(base, dtype=torch.float32)
     codec = TokenCodec(tokenizer)
-    stream = token_stream(files, codec, codec.end, out.parent)
-
-    if len(stream) <= recipe.window:
-        raise DataError(
-            "corpus", expected=f"more than {recipe.window} tokens", got=str(len(stream)), remedy="Name more text files."
-        )
-
-    def make(phase: int) -> Callable[[random.Random], Example]:
-        def draw(rng: random.Random) -> Example:
-            start = rng.randrange(len(stream) - recipe.window)
-            return [Segment(stream[start : start + recipe.window].tolist(), learn=True)]
-
-        return draw
+    draw = _draws(token_stream(files, codec, codec.end, out.parent), recipe.window)
 
     settings = recipe.optimisation
     objective = Objective(decoder, bf16=settings.bf16, cross_entropy=settings.cross_entropy)
     run = Run(out, settings, objective, decoder.parameters(), window=recipe.window, device=device)
-    run.train(make)
+    run.train(lambda phase: draw)
     if run.gather():
         save_base(decoder, tokenizer, out / "base")
     return out / "base"
@@ -106,11 +94,24 @@ def _check_start(recipe: PretrainRecipe, base: str | Path | None) -> None:
         )  # fmt: skip
 
 
+def _draws(stream: np.ndarray, window: int) -> Callable[[random.Random], Example]:
+    """The function that draws a row of so many tokens, all of them learned."""
+    if len(stream) <= window:
+        raise DataError(
+            "corpus", expected=f"more than {window} tokens", got=str(len(stream)), remedy="Name more text files."
+        )
+
+    def draw(rng: random.Random) -> Example:
+        start = rng.randrange(len(stream) - window)
+        return [Segment(stream[start : start + window].tolist(), learn=True)]
+
+    return draw
+
+
 def _tokenizer(files: list[Path], recipe: PretrainRecipe, folder: Path) -> PreTrainedTokenizerBase:
     if not folder.exists():
-        beside = folder.with_name(f"{folder.name}.part")
-        train_tokenizer(first_documents(files), recipe.vocab_size).save_pretrained(beside)
-        beside.rename(folder)
+        with swapping(folder) as beside:
+            train_tokenizer(first_documents(files), recipe.vocab_size).save_pretrained(beside)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     return tokenizer
 

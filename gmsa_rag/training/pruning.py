@@ -11,12 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gmsa_rag.errors import CheckpointError, ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.alignment import backbone_of, cast_weights, check_unquantised
-from gmsa_rag.modeling.files import LOADING_ERRORS
+from gmsa_rag.modeling.files import LOADING_ERRORS, load_causal_lm
 from gmsa_rag.training.data import find_files
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES, first_documents, save_base
 from gmsa_rag.training.recipe import PruneRecipe
@@ -73,18 +73,17 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
 def load_base(base: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer in float32, from a directory, a hub id or a GGUF file, or CheckpointError."""
     path = Path(base)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(base), "revision": revision}
-    if path.suffix == ".gguf":
-        source = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    packed = path.suffix == ".gguf"
+    source, settings = (path.parent, {"gguf_file": path.name}) if packed else (base, {"revision": revision})
+    decoder: Any
     try:
-        decoder: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(**source)
+        decoder, tokenizer, _ = load_causal_lm(source, dtype=torch.float32, **settings)
     except LOADING_ERRORS as error:
         raise CheckpointError(
             f"base {base}", expected="a directory or hub id of a causal LM, or a GGUF file",
             got=f"{type(error).__name__}: {error}", remedy="Check the name.",
         ) from error  # fmt: skip
-    if path.suffix == ".gguf":
+    if packed:
         # transformers has turned the weights into plain ones, and still calls the model quantised.
         decoder.config.__dict__.pop("quantization_config", None)
         decoder.is_quantized, decoder.hf_quantizer = False, None

@@ -222,7 +222,8 @@ def test_a_gguf_file_is_a_base_as_the_directory_it_was_made_of(runs, data, tmp_p
     got = AutoModelForCausalLM.from_pretrained(prune(RECIPE, tmp_path / "tiny.gguf", data, tmp_path / "gguf"))
     assert {n: p.shape for n, p in got.named_parameters()} == {n: p.shape for n, p in expected.named_parameters()}
     for name, parameter in expected.named_parameters():
-        torch.testing.assert_close(got.get_parameter(name), parameter, atol=2e-3, rtol=0.0)
+        rounded = {"atol": 2e-3, "rtol": 0.0} if "up_proj" in name else {}  # these are quantised in the file
+        torch.testing.assert_close(got.get_parameter(name), parameter, **rounded)
 
 
 @pytest.mark.parametrize("setting", ["num_hidden_layers", "intermediate_size", "max_position_embeddings"])

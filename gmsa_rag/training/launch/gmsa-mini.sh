@@ -4,9 +4,9 @@
 #     bash gmsa_rag/training/launch/gmsa-mini.sh DATA OUT [prune] [pretrain] [autoencode] [keft] [export]
 #
 # BASE names a pretrained model, a GGUF file among others, from which the stage prune cuts what pretrain goes on from;
-# without it, and without an earlier one in OUT, pretrain starts from random weights. Without names of stages all run. STEPS=3 rehearses: each stage ends
-# after so many steps. PYTHON names the interpreter, DEVICE the device, RECIPE another recipe. The export is
-# OUT/gmsa-mini, in bfloat16 files of less than 16 MB.
+# without it, and without a pruned one in OUT, pretrain starts from random weights. Without names of stages all run.
+# STEPS=3 rehearses: each stage ends after so many steps. PYTHON names the interpreter, DEVICE the device, RECIPE another
+# recipe. The export is OUT/gmsa-mini, in bfloat16 files of less than 16 MB.
 set -euo pipefail
 
 data=${1:?usage: gmsa-mini.sh DATA OUT [stages]} out=${2:?usage: gmsa-mini.sh DATA OUT [stages]}
