@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from gmsa_rag.config import GMSAConfig
@@ -20,16 +21,15 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.checkpoint import Checkpoint
 from gmsa_rag.modeling.files import load_decoder
 from gmsa_rag.modeling.fingerprints import fingerprint
-from gmsa_rag.training.autoencoding import compressor_parameters, task_weights
+from gmsa_rag.training.autoencoding import compressor_parameters, draw_restorations
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
-from gmsa_rag.training.keft import QUESTION_SUFFIXES, trainable_parameters
+from gmsa_rag.training.keft import QUESTION_SUFFIXES, question_tasks, trainable_parameters
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
 from gmsa_rag.training.question_file import QuestionGroups
 from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, PretrainRecipe
-from gmsa_rag.training.tasks import Tasks
 from gmsa_rag.writing import beside
 
 PLAN = "plan.json"
@@ -74,12 +74,14 @@ class Plan:
             "lora": self.autoencoding.lora or self.fine_tuning.lora,
             "distillation": self.fine_tuning.distillation,
             "full_text or mixed": self.fine_tuning.full_text or self.fine_tuning.mixed,
+            "whole_passages": self.fine_tuning.whole_passages,
             "max_minutes": any(setting.max_minutes for setting in settings),
         }
         if named := [name for name, value in wrong.items() if value]:
             raise ConfigError(
-                "recipe of an ablation", expected="stages bounded by steps, a frozen decoder in autoencoding, no lora, "
-                "distillation or text beside memories", got=", ".join(named), remedy="Leave these out of the recipe.",
+                "recipe of an ablation", expected="stages bounded by steps, a frozen decoder in autoencoding, no lora "
+                "or distillation, no text beside memories, no whole passages", got=", ".join(named),
+                remedy="Leave these out of the recipe; whole_passages is 0.5 unless it is set to 0.",
             )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
@@ -109,10 +111,11 @@ def autoencode_variant(plan: Plan, variant: str) -> Checkpoint:
     nn.ModuleList([checkpoint.decoder, checkpoint.compressor]).to(plan.device)
     if variant not in AUTOENCODED:
         return checkpoint
-    recipe = plan.autoencoding
+    recipe, codec = plan.autoencoding, TokenCodec(checkpoint.tokenizer)
+    stream = _stream(plan, recipe, codec)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
-        return _tasks(plan, checkpoint, recipe, phase).draw(task_weights(recipe, phase))
+        return draw_restorations(recipe, phase, codec, checkpoint.config, stream)
 
     objective = Objective(checkpoint.decoder, checkpoint.compressor, bf16=recipe.optimisation.bf16)
     learned = compressor_parameters(checkpoint)
@@ -128,10 +131,12 @@ def fine_tune_variant(plan: Plan, variant: str, checkpoint: Checkpoint) -> None:
         variant: Its name.
         checkpoint: What `autoencode_variant` gave.
     """
-    recipe = plan.fine_tuning
+    recipe, codec = plan.fine_tuning, TokenCodec(checkpoint.tokenizer)
+    stream = _stream(plan, recipe, codec)
+    groups = QuestionGroups.build(find_files(plan.data, recipe.questions, "qa", QUESTION_SUFFIXES), plan.out)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
-        return _tasks(plan, checkpoint, recipe, phase).draw(recipe.tasks)
+        return question_tasks(recipe, phase, codec, checkpoint.config, stream, groups).draw(recipe.tasks)
 
     objective = make_objective(variant, checkpoint, bf16=recipe.optimisation.bf16)
     learned = trainable_parameters(recipe, checkpoint.decoder)
@@ -147,17 +152,8 @@ def _run(
     )  # fmt: skip
 
 
-def _tasks(plan: Plan, checkpoint: Checkpoint, recipe: AutoencodeRecipe | KeftRecipe, phase: int) -> Tasks:
-    codec, current = TokenCodec(checkpoint.tokenizer), recipe.phases[phase]
-    files = find_files(plan.data, recipe.text, "text", TEXT_SUFFIXES)
-    stream = token_stream(files, codec, codec.end, plan.out)
-    tasks = Tasks(codec, checkpoint.config, stream, current.rates, current.windows)
-    if isinstance(recipe, KeftRecipe):
-        files = find_files(plan.data, recipe.questions, "qa", QUESTION_SUFFIXES)
-        tasks.questions = QuestionGroups.build(files, plan.out)
-        tasks.unanswerable, tasks.refine = recipe.unanswerable, recipe.refine
-        tasks.max_positions = recipe.max_positions
-    return tasks
+def _stream(plan: Plan, recipe: AutoencodeRecipe | KeftRecipe, codec: TokenCodec) -> np.ndarray:
+    return token_stream(find_files(plan.data, recipe.text, "text", TEXT_SUFFIXES), codec, codec.end, plan.out)
 
 
 def _keep_plan(plan: Plan, folder: Path) -> None:

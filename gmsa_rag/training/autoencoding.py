@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
@@ -56,9 +57,7 @@ def autoencode(
     stream = token_stream(files, codec, codec.end, out.parent)
 
     def make(phase: int) -> Callable[[random.Random], Example]:
-        current = recipe.phases[phase]
-        tasks = Tasks(codec, start.config, stream, current.rates, current.windows, noise=recipe.noise)
-        return tasks.draw(task_weights(recipe, phase))
+        return draw_restorations(recipe, phase, codec, start.config, stream)
 
     settings = recipe.optimisation
     set_seed(settings.seed)  # LoRA starts from random weights
@@ -79,9 +78,21 @@ def make_config(recipe: AutoencodeRecipe, decoder: PreTrainedModel, rates: Itera
     )  # fmt: skip
 
 
-def task_weights(recipe: AutoencodeRecipe, phase: int) -> dict[str, float]:
-    """The recipe's tasks in the last phase; before it, restoration alone."""
-    return recipe.tasks if phase == len(recipe.phases) - 1 else {"restore": 1.0}
+def draw_restorations(
+    recipe: AutoencodeRecipe, phase: int, codec: TokenCodec, config: GMSAConfig, stream: np.ndarray
+) -> Callable[[random.Random], Example]:
+    """A function that draws a phase's examples: of the recipe's tasks in the last phase, else restorations alone.
+
+    Args:
+        recipe: The stage's settings.
+        phase: Its index among the recipe's phases.
+        codec: The tokenizer.
+        config: The checkpoint's templates.
+        stream: Token stream of the corpus.
+    """
+    current, last = recipe.phases[phase], phase == len(recipe.phases) - 1
+    tasks = Tasks(codec, config, stream, current.rates, current.windows, noise=recipe.noise)
+    return tasks.draw(recipe.tasks if last else {"restore": 1.0})
 
 
 def compressor_parameters(checkpoint: Checkpoint) -> list[Tensor]:

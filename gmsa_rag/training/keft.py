@@ -67,17 +67,26 @@ def keft(
     run = Run(
         out, recipe.optimisation, objective, trainable, window=start.config.window, phases=recipe.phases, device=device
     )
-    run.train(lambda phase: _tasks(recipe, phase, codec, start.config, stream, groups).draw(recipe.tasks))
+    run.train(lambda phase: question_tasks(recipe, phase, codec, start.config, stream, groups).draw(recipe.tasks))
     if run.gather():
         start.config.rates = sorted(set(recipe.phases[-1].rates))
         _save(recipe, start, checkpoint, out / "checkpoint")
     return out / "checkpoint"
 
 
-def _tasks(
+def question_tasks(
     recipe: KeftRecipe, phase: int, codec: TokenCodec, config: GMSAConfig, stream: np.ndarray, groups: QuestionGroups
 ) -> Tasks:
-    """What is asked in a phase; of whole passages in the last one alone."""
+    """What is asked in a phase; of whole passages in the last one alone.
+
+    Args:
+        recipe: The stage's settings.
+        phase: Its index among the recipe's phases.
+        codec: The tokenizer.
+        config: The checkpoint's templates.
+        stream: Token stream of the corpus.
+        groups: The questions.
+    """
     current, last = recipe.phases[phase], phase == len(recipe.phases) - 1
     return Tasks(
         codec, config, stream, current.rates, current.windows, groups, recipe.full_text, recipe.mixed,

@@ -27,6 +27,7 @@ from gmsa_rag.training.examples import IGNORED, Passage, Segment, as_text, colla
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.pools import Pools
 from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, Optimisation, Phase
+from gmsa_rag.training.tasks import Tasks
 
 STEPS = Optimisation(steps=2, batch_tokens=300, warmup=1, save_every=1, bf16=False, pool=16, learning_rate=3e-3)
 AUTOENCODING = AutoencodeRecipe(
@@ -35,7 +36,7 @@ AUTOENCODING = AutoencodeRecipe(
 )  # fmt: skip
 TUNING = KeftRecipe(
     STEPS, ("rivers",), ("rivers.train",), (Phase((4,), (8, 24)),), {"restore": 0.3, "question": 0.7},
-    full_text=0.0, mixed=0.0,
+    full_text=0.0, mixed=0.0, whole_passages=0.0,
 )  # fmt: skip
 NAMES = ["Danube", "Rhine", "Volga", "Loire", "Elbe", "Meuse", "Weser", "Oder"]
 
@@ -170,6 +171,23 @@ def test_all_variants_learn_from_the_same_batches(plan, probe, monkeypatch):
     for current in VARIANTS:
         fine_tune_variant(plan, current, start_variant(current, plan.base, AUTOENCODING, plan.all_rates, 0))
     assert all(batches == seen["default"] for batches in seen.values()) and len(seen["default"][0]) > 1
+
+
+def test_the_settings_of_both_stages_reach_what_is_drawn(plan, monkeypatch):
+    drawn: list[Tasks] = []
+    monkeypatch.setattr(
+        Tasks, "draw", lambda self, weights: drawn.append(self) or (lambda rng: [Segment([5], learn=True)])
+    )
+    monkeypatch.setattr(loop.Run, "train", lambda self, make: make(0))
+    plan = dataclasses.replace(
+        plan,
+        autoencoding=dataclasses.replace(AUTOENCODING, noise=0.2),
+        fine_tuning=dataclasses.replace(TUNING, noise=0.3, own_wording=0.9, distractors=0.4),
+    )
+    fine_tune_variant(plan, "default", autoencode_variant(plan, "default"))
+    restoring, asking = drawn
+    assert restoring.noise == 0.2
+    assert (asking.noise, asking.own_wording, asking.distractors) == (0.3, 0.9, 0.4)
 
 
 def test_autoencoding_leaves_the_decoder_alone_and_keft_the_compressor(plan):
@@ -310,6 +328,7 @@ def test_damaged_rows_are_named(plan, probe):
     [
         ({"train_decoder": True}, {}, "train_decoder"),
         ({}, {"mixed": 0.1}, "mixed"),
+        ({}, {"whole_passages": 0.5}, "whole_passages"),
         ({"optimisation": dataclasses.replace(STEPS, max_minutes=1.0)}, {}, "max_minutes"),
     ],
 )
@@ -351,6 +370,7 @@ keft:
   tasks: {question: 1.0}
   full_text: 0.0
   mixed: 0.0
+  whole_passages: 0.0
 """
 
 
