@@ -22,6 +22,7 @@ from gmsa_rag.modeling.files import (
     as_saved,
     damaged,
     embedding_table,
+    lacking_weights,
     load_causal_lm,
     load_decoder,
     load_strictly,
@@ -242,8 +243,7 @@ def _load_base(config: GMSAConfig, **hub: Any) -> tuple[PreTrainedModel, PreTrai
         base, tokenizer, wrong = load_causal_lm(config.base, dtype="auto", revision=revision, **hub)
     except LOADING_ERRORS as error:
         raise _no_base(config, f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}") from error
-    # What a base has beyond its architecture, transformers passes over; what it lacks would be random.
-    if lacking := [name for kind, names in wrong.items() if kind != "unexpected_keys" for name in names]:
+    if lacking := lacking_weights(wrong):
         raise _no_base(config, f"one without {', '.join(lacking)}")
     return base, tokenizer
 

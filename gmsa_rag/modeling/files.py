@@ -213,6 +213,45 @@ def load_causal_lm(
     return model, tokenizer, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
 
 
+def load_base(base: str | Path, *, dtype: torch.dtype, **hub: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a causal LM to train on and its tokenizer, from a directory, the hub or a GGUF file.
+
+    Args:
+        base: Directory, hub id or path of the file.
+        dtype: Cast weights to it.
+        **hub: As for `load_causal_lm`.
+
+    Raises:
+        CheckpointError: If it cannot be read, or lacks weights, which would start at random.
+    """
+    path = Path(base)
+    packed = path.suffix == ".gguf"
+    source, settings = (path.parent, {"gguf_file": path.name}) if packed else (base, hub)
+    decoder: Any
+    try:
+        decoder, tokenizer, wrong = load_causal_lm(source, dtype=dtype, **settings)
+    except LOADING_ERRORS as error:
+        raise _no_base(base, f"{type(error).__name__}: {error}") from error
+    if lacking := lacking_weights(wrong):
+        raise _no_base(base, f"one without {', '.join(lacking)}")
+    if packed:
+        # transformers has turned the weights into plain ones, and still calls the model quantised.
+        decoder.config.__dict__.pop("quantization_config", None)
+        decoder.is_quantized, decoder.hf_quantizer = False, None
+    return decoder, tokenizer
+
+
+def lacking_weights(wrong: dict[str, list[str]]) -> list[str]:
+    """Weights that a model should have and its files have not, or not in its shape.
+
+    What the files have beyond the architecture, transformers passes over; what they lack is random after loading.
+
+    Args:
+        wrong: As `load_causal_lm` gives it.
+    """
+    return [name for kind, names in wrong.items() if kind != "unexpected_keys" for name in names]
+
+
 def embedding_table(decoder: PreTrainedModel) -> Tensor:
     """The decoder's embeddings as stored, (vocab_size, hidden_size), without their gradient."""
     return cast(Tensor, decoder.get_input_embeddings().weight).detach()
@@ -227,6 +266,13 @@ def as_saved(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def damaged(path: Path, got: str, remedy: str = "Fetch or train the checkpoint again.") -> CheckpointError:
     """The error for a checkpoint that is not whole."""
     return CheckpointError(f"checkpoint at {path}", expected="a whole GMSA checkpoint", got=got, remedy=remedy)
+
+
+def _no_base(base: str | Path, got: str) -> CheckpointError:
+    return CheckpointError(
+        f"base {base}", expected="a directory or hub id of a causal LM, or a GGUF file", got=got,
+        remedy="Check the name, or fetch it again.",
+    )  # fmt: skip
 
 
 def _check_replaceable(directory: Path) -> None:

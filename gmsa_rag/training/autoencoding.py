@@ -15,7 +15,7 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.adapters import save_adapters
 from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint
 from gmsa_rag.modeling.compressor import Compressor
-from gmsa_rag.modeling.files import is_checkpoint, load_causal_lm
+from gmsa_rag.modeling.files import is_checkpoint, load_base
 from gmsa_rag.modeling.lora import add_lora, merge_lora
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.examples import Example
@@ -46,7 +46,8 @@ def autoencode(
 
     Raises:
         ConfigError: If a checkpoint to go on from has other layers or another window than the recipe.
-        CheckpointError: If the run in `out` was started with another recipe or base.
+        CheckpointError: If the base cannot be read or lacks weights, or the run in `out` was started with another
+            recipe or base.
 
     Source: GMSA, arXiv 2505.12215, "Autoencoder Training"; there the decoder is frozen.
     """
@@ -109,7 +110,7 @@ def _start(recipe: AutoencodeRecipe, base: str | Path, revision: str | None) -> 
         start = load_checkpoint(Path(base), dtype=dtype)
         start.config.rates, start.config.fingerprint, start.config.compressor_dtype = rates, "", ""
         return start
-    decoder, tokenizer, _ = load_causal_lm(base, dtype=dtype, revision=revision)
+    decoder, tokenizer = load_base(base, dtype=dtype, revision=revision)
     config = make_config(recipe, decoder, rates)
     return Checkpoint(config, Compressor.from_base(decoder, config), decoder, tokenizer)
 

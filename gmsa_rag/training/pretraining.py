@@ -19,7 +19,7 @@ from transformers import (
 
 from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
-from gmsa_rag.modeling.files import load_causal_lm, swapping
+from gmsa_rag.modeling.files import load_base, swapping
 from gmsa_rag.training.data import find_files, read_documents, token_stream
 from gmsa_rag.training.examples import Example, Segment
 from gmsa_rag.training.loop import Run
@@ -50,7 +50,8 @@ def pretrain(
     Raises:
         ConfigError: If there is neither a base nor an architecture.
         DataError: If a data file is missing or unreadable.
-        CheckpointError: If the run in `out` was started with another recipe or base.
+        CheckpointError: If the base cannot be read or lacks weights, or the run in `out` was started with another
+            recipe or base.
     """
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
     _check_start(recipe, base)
@@ -60,7 +61,7 @@ def pretrain(
             tokenizer = _tokenizer(files, recipe, out / "tokenizer")
         decoder = _decoder(recipe, tokenizer)
     else:
-        decoder, tokenizer, _ = load_causal_lm(base, dtype=torch.float32)
+        decoder, tokenizer = load_base(base, dtype=torch.float32)
     codec = TokenCodec(tokenizer)
     draw = _draws(token_stream(files, codec, codec.end, out.parent), recipe.window)
 

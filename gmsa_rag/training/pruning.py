@@ -6,17 +6,16 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmsa_rag.errors import CheckpointError, ConfigError, DataError
+from gmsa_rag.errors import ConfigError, DataError
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.modeling.alignment import backbone_of, cast_weights, check_unquantised
-from gmsa_rag.modeling.files import LOADING_ERRORS, load_causal_lm
+from gmsa_rag.modeling.files import load_base
 from gmsa_rag.training.data import find_files
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES, first_documents, save_base
 from gmsa_rag.training.recipe import PruneRecipe
@@ -48,7 +47,8 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
     Raises:
         ConfigError: If the base is of another kind, or has fewer layers, tokens, MLP rows or positions than are to be
             left.
-        CheckpointError: If the base cannot be read, or `out` holds one cut by another recipe or out of another base.
+        CheckpointError: If the base cannot be read or lacks weights, or `out` holds one cut by another recipe or out of
+            another base.
         DataError: If a data file is missing, unreadable or too short.
     """
     made, origin = out / "base", {"base": str(base), "revision": revision}
@@ -56,7 +56,7 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
         keep_recipe(recipe, out, **origin)
         return made
     files = find_files(data, recipe.text, "text", TEXT_SUFFIXES)
-    decoder, tokenizer = load_base(base, revision)
+    decoder, tokenizer = load_base(base, dtype=torch.float32, revision=revision)
     _check(recipe, decoder)
     texts = list(first_documents(files))
     smaller, kept = prune_tokenizer(tokenizer, texts, recipe.vocab_size)
@@ -68,26 +68,6 @@ def prune(recipe: PruneRecipe, base: str | Path, data: Path, out: Path, *, revis
     keep_recipe(recipe, out, **origin)
     save_base(decoder, smaller, made)
     return made
-
-
-def load_base(base: str | Path, revision: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer in float32, from a directory, a hub id or a GGUF file, or CheckpointError."""
-    path = Path(base)
-    packed = path.suffix == ".gguf"
-    source, settings = (path.parent, {"gguf_file": path.name}) if packed else (base, {"revision": revision})
-    decoder: Any
-    try:
-        decoder, tokenizer, _ = load_causal_lm(source, dtype=torch.float32, **settings)
-    except LOADING_ERRORS as error:
-        raise CheckpointError(
-            f"base {base}", expected="a directory or hub id of a causal LM, or a GGUF file",
-            got=f"{type(error).__name__}: {error}", remedy="Check the name.",
-        ) from error  # fmt: skip
-    if packed:
-        # transformers has turned the weights into plain ones, and still calls the model quantised.
-        decoder.config.__dict__.pop("quantization_config", None)
-        decoder.is_quantized, decoder.hf_quantizer = False, None
-    return decoder, tokenizer
 
 
 def take_tokens(decoder: PreTrainedModel, kept: Sequence[int | None], tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from gmsa_rag.errors import CheckpointError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.modeling import checkpoint as module
 from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_config, save_checkpoint, verify_fingerprint
+from gmsa_rag.modeling.files import load_base
 from tests.conftest import FAMILIES
 
 PASSAGE = "The Danube begins in the Black Forest and ends in the Black Sea."
@@ -214,3 +215,20 @@ def test_an_unknown_name_is_a_typed_error(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="bundled name"):
         GMSA.from_pretrained("no-such-checkpoint", local_files_only=True)
+
+
+@pytest.mark.parametrize("removed", ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"])
+def test_a_base_that_lacks_weights_is_not_trained_from_random_ones(make_base, tokenizer, tmp_path, removed):
+    make_base().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    load_base(tmp_path, dtype=torch.float32)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[removed]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"one without {removed}"):
+        load_base(tmp_path, dtype=torch.float32)
+
+
+def test_a_base_that_is_not_there_is_a_typed_error(tmp_path):
+    with pytest.raises(CheckpointError, match="expected a directory or hub id of a causal LM"):
+        load_base(tmp_path / "none", dtype=torch.float32)
