@@ -20,6 +20,7 @@ from gmsa_rag.errors import CheckpointError
 from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.training.logs import RunLog, progress
 from gmsa_rag.training.objective import Loss, Objective
+from gmsa_rag.training.optimisers import make_optimiser
 from gmsa_rag.training.pools import Make, Pair, Place, Pools, stream
 from gmsa_rag.training.recipe import Optimisation, Phase
 from gmsa_rag.training.resuming import digest_weights, load_state, save_state, unshard
@@ -92,8 +93,9 @@ class Run:
         self.position = Position(start=self._of_the_first(digest_weights(objective)))
         _freeze_others(objective, trainable)
         _prepare_backbones(objective, settings)
-        parameters = _learning(objective)
-        self.objective, self.optimiser = self.accelerator.prepare(objective, _optimiser(parameters, settings))
+        embeddings = [objective.decoder.get_input_embeddings().weight, objective.decoder.get_output_embeddings().weight]
+        optimiser = make_optimiser(_learning(objective), settings, embeddings=embeddings)
+        self.objective, self.optimiser = self.accelerator.prepare(objective, optimiser)
         self.parameters = _learning(self.objective)  # sharding replaces them
         self._sums = torch.zeros(2, device=self.accelerator.device)  # loss, correct tokens
         self._counts = [0.0, 0.0]  # learned tokens, batches
@@ -265,14 +267,6 @@ def _freeze_others(objective: nn.Module, trainable: Iterable[Tensor]) -> None:
 def _learning(objective: nn.Module) -> list[nn.Parameter]:
     """Parameters that learn, each shared one once."""
     return [parameter for parameter in objective.parameters() if parameter.requires_grad]
-
-
-def _optimiser(parameters: list[nn.Parameter], settings: Optimisation) -> torch.optim.AdamW:
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
 
 def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:

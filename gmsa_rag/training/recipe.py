@@ -23,6 +23,8 @@ class Optimisation:
         encoder_weight: What an encoder token counts there. By time it is the compressor's layers to the decoder's, and
             a third of that where they are frozen; 1 is safe for memory.
         accumulate: Batches whose gradients make one step.
+        optimiser: "adamw", or "muon": that for the layers' matrices, AdamW for all else. A step learns more and takes
+            longer, the less so the larger its batch; matrices must not be sharded.
         learning_rate: Peak, reached after `warmup` steps.
         warmup: Steps of linear warm-up.
         betas: AdamW's.
@@ -45,6 +47,7 @@ class Optimisation:
     batch_tokens: int = 4096
     encoder_weight: float = 1.0
     accumulate: int = 1
+    optimiser: str = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 100
     betas: tuple[float, float] = (0.9, 0.98)
@@ -68,6 +71,7 @@ class Optimisation:
                 # YAML reads 1e-3 as a text, 1.0e-3 as a number
                 raise TypeError(f"{field_.name} is the text {value!r}; write a number with a point, as 1.0e-3")
         _choose("cross_entropy", self.cross_entropy, ("chunked", "liger"))
+        _choose("optimiser", self.optimiser, ("adamw", "muon"))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from gmsa_rag.writing import beside
 
 logger = logging.getLogger(__name__)
 STATE, WEIGHTS, MOMENTS = "state.json", "weights.safetensors", "optimiser.safetensors"
-MOMENT_NAMES = ("exp_avg", "exp_avg_sq", "step")
 # Numbers of a weight by which it is known.
 SAMPLED = 64
 
@@ -32,14 +31,14 @@ def save_state(
         folder: Where to.
         place: Plain values with at least `step`.
         parameters: What learns; sharded ones are gathered.
-        optimiser: AdamW, after at least one step.
+        optimiser: Of these, after at least one step; its state of each is tensors.
         writes: Whether this process writes; all that train together call this, since gathering needs all of them.
     """
     weights = {f"{index}": _whole(parameter) for index, parameter in enumerate(parameters)}
     moments = {
-        f"{index}.{name}": _whole(optimiser.state[parameter][name])
+        f"{index}.{name}": _whole(value)
         for index, parameter in enumerate(parameters)
-        for name in MOMENT_NAMES
+        for name, value in optimiser.state[parameter].items()
     }
     if not writes:
         return
@@ -90,10 +89,11 @@ def load_state(
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
             parameter.copy_(_placed(weights[f"{index}"], parameter))
-            state = {name: moments[f"{index}.{name}"] for name in MOMENT_NAMES}
+            prefix = f"{index}."
             optimiser.state[parameter] = {
-                name: moment.to(parameter.device) if name == "step" else _placed(moment, parameter)
-                for name, moment in state.items()
+                name.removeprefix(prefix): _placed(moment, parameter) if moment.dim() else moment.to(parameter.device)
+                for name, moment in moments.items()
+                if name.startswith(prefix)
             }
     logger.info("resumed at step %d", place["step"])
     return place

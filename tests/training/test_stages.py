@@ -67,6 +67,14 @@ def test_a_killed_run_resumes_exactly(runs, data, tmp_path, killed, stop_at):
     check_equal(compressed, autoencode(AUTOENCODE, base, data, tmp_path / "ae"))
 
 
+def test_a_run_stepped_by_muon_resumes_exactly(runs, data, tmp_path, killed):
+    recipe = changed(AUTOENCODE, optimiser="muon")
+    expected = autoencode(recipe, runs[1], data, tmp_path / "whole")
+    killed(autoencode, 5, recipe, runs[1], data, tmp_path / "ae")
+    check_equal(expected, autoencode(recipe, runs[1], data, tmp_path / "ae"))
+    assert GMSA.from_pretrained(expected).fingerprint != GMSA.from_pretrained(runs[2]).fingerprint
+
+
 def test_lora_with_dropout_resumes_exactly_and_starts_from_the_seed(runs, data, tmp_path, killed):
     recipe = changed(AUTOENCODE, lora=LORA, train_decoder=False)
     expected = autoencode(recipe, runs[1], data, tmp_path / "whole")
