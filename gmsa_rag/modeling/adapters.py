@@ -17,13 +17,11 @@ from gmsa_rag.modeling.compressor import Compressor
 from gmsa_rag.modeling.files import (
     COMPRESSOR_FILE,
     DECODER_FOLDER,
-    LOADING_ERRORS,
     Checkpoint,
     as_saved,
     damaged,
     embedding_table,
-    lacking_weights,
-    load_causal_lm,
+    load_base,
     load_decoder,
     load_strictly,
     load_tensors,
@@ -56,7 +54,7 @@ def save_adapters(
     Args:
         checkpoint: What to write; its encoder carries its LoRA unmerged, and with decoder="lora" its decoder, too.
         directory: Where to; an existing checkpoint there is replaced, its model card (README.md) kept.
-        base: Directory or hub id of the causal LM that was trained on; it is read for the fingerprint.
+        base: Directory, hub id or GGUF file of the causal LM that was trained on; it is read for the fingerprint.
         revision: Of a hub id, None for its main branch; the commit that it stands for is recorded.
         lora: Settings of the encoder's LoRA.
         decoder: "base" where it is the base itself, "lora" for its LoRA alone, "full" for all of its weights.
@@ -207,7 +205,7 @@ def _write(
 
 def _resolved(base: str, revision: str | None) -> tuple[str, str | None]:
     """The base under a name that stays: an absolute path, or a hub id and the commit that was read."""
-    if Path(base).is_dir():
+    if Path(base).exists():
         return str(Path(base).resolve()), None
     found = try_to_load_from_cache(base, "config.json", revision=revision)
     return base, Path(found).parent.name if isinstance(found, str) else revision
@@ -238,14 +236,10 @@ def _equal(tensor: Tensor, of_base: Tensor) -> bool:
 
 
 def _load_base(config: GMSAConfig, **hub: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    revision = config.base_revision or "main"
     try:
-        base, tokenizer, wrong = load_causal_lm(config.base, dtype="auto", revision=revision, **hub)
-    except LOADING_ERRORS as error:
-        raise _no_base(config, f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}") from error
-    if lacking := lacking_weights(wrong):
-        raise _no_base(config, f"one without {', '.join(lacking)}")
-    return base, tokenizer
+        return load_base(config.base, dtype="auto", revision=config.base_revision or "main", **hub)
+    except CheckpointError as error:
+        raise _no_base(config, error.got) from error
 
 
 def _no_base(config: GMSAConfig, got: str) -> CheckpointError:

@@ -213,13 +213,15 @@ def load_causal_lm(
     return model, tokenizer, {kind: sorted(map(str, names)) for kind, names in info.items() if names}
 
 
-def load_base(base: str | Path, *, dtype: torch.dtype, **hub: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(
+    base: str | Path, *, dtype: torch.dtype | str, **hub: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a causal LM to train on and its tokenizer, from a directory, the hub or a GGUF file.
 
     Args:
         base: Directory, hub id or path of the file.
-        dtype: Cast weights to it.
-        **hub: As for `load_causal_lm`.
+        dtype: Cast weights to it; "auto" keeps the files' own, float32 for a GGUF file.
+        **hub: As for `load_causal_lm`; not read for a file.
 
     Raises:
         CheckpointError: If it cannot be read, or lacks weights, which would start at random.
@@ -231,7 +233,8 @@ def load_base(base: str | Path, *, dtype: torch.dtype, **hub: Any) -> tuple[PreT
     try:
         decoder, tokenizer, wrong = load_causal_lm(source, dtype=dtype, **settings)
     except LOADING_ERRORS as error:
-        raise _no_base(base, f"{type(error).__name__}: {error}") from error
+        first_line = str(error).partition("\n")[0].rstrip(".")
+        raise _no_base(base, f"{type(error).__name__}: {first_line}") from error
     if lacking := lacking_weights(wrong):
         raise _no_base(base, f"one without {', '.join(lacking)}")
     if packed:

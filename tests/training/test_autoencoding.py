@@ -2,13 +2,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gmsa_rag.errors import ConfigError
+from gmsa_rag.errors import CheckpointError, ConfigError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.modeling.checkpoint import read_config, verify_fingerprint
 from gmsa_rag.modeling.lora import LoraSettings, lora_weights, plain_state
 from gmsa_rag.training import autoencoding
 from gmsa_rag.training.autoencoding import autoencode
 from gmsa_rag.training.logs import read_log
+from tests.training.gguf import write_gguf
 from tests.training.stages import AUTOENCODE, changed
 
 LORA = LoraSettings(rank=4, alpha=8.0, dropout=0.1)
@@ -75,6 +76,21 @@ def test_saved_adapters_give_what_a_checkpoint_in_full_gives(runs, data, tmp_pat
     torch.testing.assert_close(soft_tokens, full.compress(PASSAGE, rate=4).soft_tokens, atol=1e-5, rtol=0)
     untrained = GMSA.from_base(made.decoder, made.tokenizer, encoder_layers=1, lsa_layers=1, window=48)
     assert (soft_tokens - untrained.compress(PASSAGE, rate=4).soft_tokens).abs().max() > 1e-2
+
+
+def test_adapters_stand_on_a_gguf_file_as_well(runs, data, tmp_path, monkeypatch):
+    base = tmp_path / "tiny.gguf"
+    write_gguf(runs[1], base)
+    monkeypatch.chdir(tmp_path)
+    out = autoencode(changed(WITH_LORA, save="adapters"), base.name, data, tmp_path / "adapters")
+    monkeypatch.chdir(out)
+    made = GMSA.from_pretrained(out)
+    assert made.config.base == str(base.resolve())
+    assert made.fingerprint == verify_fingerprint(out)
+    assert made.compress(PASSAGE, rate=4).soft_tokens.isfinite().all()
+    base.unlink()
+    with pytest.raises(CheckpointError, match=r"base .*tiny.gguf: expected the causal LM that these adapters"):
+        GMSA.from_pretrained(out)
 
 
 def test_frozen_weights_can_be_kept_in_bfloat16(runs, data, tmp_path):
