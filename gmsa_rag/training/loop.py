@@ -28,6 +28,7 @@ from gmsa_rag.training.resuming import digest_weights, load_state, save_state, u
 logger = logging.getLogger(__name__)
 # Sums stay on the device for so many steps: reading them waits for a GPU.
 LOG_EVERY = 20
+RECOMPILE_LIMIT = 64
 ONE_PHASE = (Phase((1,), (1, 1)),)
 
 
@@ -277,6 +278,8 @@ def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:
         if settings.gradient_checkpointing:
             _recompute_activations(backbone)
         if settings.compile:
+            # All backbones share one compiled function of transformers, and each has a graph for lone rows, too.
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             backbone.compile(dynamic=True)
 
 
