@@ -43,6 +43,12 @@ class GMSAError(Exception):
         return _rebuild, (type(self), self.__dict__)
 
 
+def first_line(error: Exception) -> str:
+    """Another library's exception as `got` of an error here: its type and the first line of what it says."""
+    line = str(error).partition("\n")[0].rstrip(".")
+    return f"{type(error).__name__}: {line}"
+
+
 def _rebuild(kind: type[GMSAError], state: dict[str, object]) -> GMSAError:
     error = kind.__new__(kind)
     error.__dict__.update(state)

@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from gmsa_rag.errors import CheckpointError, ConfigError
+from gmsa_rag.errors import CheckpointError, ConfigError, first_line
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints"
 
@@ -32,7 +32,7 @@ def resolve_checkpoint(
         raise CheckpointError(
             f"checkpoint {name}",
             expected=f"a bundled name ({', '.join(known) or 'none here'}), a directory or a reachable hub id",
-            got=f"{type(error).__name__}: {str(error).splitlines()[0].rstrip('.')}",
+            got=first_line(error),
             remedy="Check the name, or download it and give its directory.",
         ) from error
 

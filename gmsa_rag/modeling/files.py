@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import CheckpointError
+from gmsa_rag.errors import CheckpointError, first_line
 from gmsa_rag.modeling.compressor import Compressor
 
 CARD = "README.md"
@@ -233,8 +233,7 @@ def load_base(
     try:
         decoder, tokenizer, wrong = load_causal_lm(source, dtype=dtype, **settings)
     except LOADING_ERRORS as error:
-        first_line = str(error).partition("\n")[0].rstrip(".")
-        raise _no_base(base, f"{type(error).__name__}: {first_line}") from error
+        raise _no_base(base, first_line(error)) from error
     if lacking := lacking_weights(wrong):
         raise _no_base(base, f"one without {', '.join(lacking)}")
     if packed:

@@ -17,7 +17,7 @@ from gmsa_rag.modeling.checkpoint import Checkpoint, load_checkpoint, read_confi
 from gmsa_rag.modeling.lora import add_lora, merge_lora
 from gmsa_rag.training.data import find_files, token_stream
 from gmsa_rag.training.loop import Run
-from gmsa_rag.training.objective import Objective
+from gmsa_rag.training.objective import Objective, embedding_weights
 from gmsa_rag.training.pretraining import TEXT_SUFFIXES
 from gmsa_rag.training.question_file import QuestionGroups
 from gmsa_rag.training.recipe import KeftRecipe
@@ -109,7 +109,7 @@ def trainable_parameters(recipe: KeftRecipe, decoder: PreTrainedModel) -> list[T
     """What learns. Embeddings never do: the compressor reads the same table, and memories were made with it."""
     if recipe.lora is not None:
         return list(add_lora(decoder, recipe.lora))
-    frozen = {id(decoder.get_input_embeddings().weight), id(decoder.get_output_embeddings().weight)}
+    frozen = {id(weight) for weight in embedding_weights(decoder)}
     parts = PARTS.get(recipe.trainable, ("",))
     named = decoder.named_parameters()
     return [p for name, p in named if id(p) not in frozen and any(part in name for part in parts)]

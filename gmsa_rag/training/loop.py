@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from gmsa_rag.errors import CheckpointError
 from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.training.logs import RunLog, progress
-from gmsa_rag.training.objective import Loss, Objective
-from gmsa_rag.training.optimisers import make_optimiser
+from gmsa_rag.training.objective import Loss, Objective, embedding_weights
+from gmsa_rag.training.optimisers import check_whole, make_optimiser
 from gmsa_rag.training.pools import Make, Pair, Place, Pools, stream
 from gmsa_rag.training.recipe import Optimisation, Phase
 from gmsa_rag.training.resuming import digest_weights, load_state, save_state, unshard
@@ -94,10 +94,10 @@ class Run:
         self.position = Position(start=self._of_the_first(digest_weights(objective)))
         _freeze_others(objective, trainable)
         _prepare_backbones(objective, settings)
-        embeddings = [objective.decoder.get_input_embeddings().weight, objective.decoder.get_output_embeddings().weight]
-        optimiser = make_optimiser(_learning(objective), settings, embeddings=embeddings)
+        optimiser = make_optimiser(_learning(objective), settings, embeddings=embedding_weights(objective.decoder))
         self.objective, self.optimiser = self.accelerator.prepare(objective, optimiser)
         self.parameters = _learning(self.objective)  # sharding replaces them
+        check_whole(self.parameters, settings)
         self._sums = torch.zeros(2, device=self.accelerator.device)  # loss, correct tokens
         self._counts = [0.0, 0.0]  # learned tokens, batches
 
@@ -271,6 +271,9 @@ def _learning(objective: nn.Module) -> list[nn.Parameter]:
 
 
 def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:
+    if settings.compile:
+        # All backbones share one compiled function of transformers, and each has a graph for lone rows, too.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     models: list[Any] = [module for module in objective.modules() if isinstance(module, PreTrainedModel)]
     for backbone in [model for model in models if backbone_of(model) is model]:
         if settings.attention:
@@ -278,8 +281,6 @@ def _prepare_backbones(objective: Objective, settings: Optimisation) -> None:
         if settings.gradient_checkpointing:
             _recompute_activations(backbone)
         if settings.compile:
-            # All backbones share one compiled function of transformers, and each has a graph for lone rows, too.
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
             backbone.compile(dynamic=True)
 
 

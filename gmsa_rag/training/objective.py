@@ -128,6 +128,11 @@ def head_logits(decoder: PreTrainedModel, hidden: Tensor) -> Tensor:
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
+def embedding_weights(decoder: PreTrainedModel) -> list[nn.Parameter]:
+    """Tables of tokens of a causal LM, that of its input and that of its output, which may be the same."""
+    return [decoder.get_input_embeddings().weight, decoder.get_output_embeddings().weight]
+
+
 def _in_chunks(head: Callable[..., tuple[Tensor, Tensor]], size: int, targets: Tensor, *hidden: Tensor) -> Loss:
     """Sum a head's loss over chunks of rows; where there are several, logits are computed again in the backward pass.
 

@@ -29,6 +29,15 @@ def make_optimiser(
     return _adamw(parameters, settings)
 
 
+def check_whole(parameters: Sequence[nn.Parameter], settings: Optimisation) -> None:
+    """Raise ConfigError where Muon, which needs whole matrices, is to step parameters sharded among processes."""
+    if settings.optimiser == "muon" and any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise ConfigError(
+            "optimiser: muon", expected="whole matrices in every process", got="matrices sharded by FSDP",
+            remedy="Launch with data parallelism alone, or set optimiser: adamw.",
+        )  # fmt: skip
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """Muon for the matrices, AdamW for the rest, as one optimiser whose groups share a learning rate.
 
@@ -39,9 +48,6 @@ class MuonAdamW(torch.optim.Optimizer):
         others: Embeddings, norms and biases.
         settings: Learning rate, betas and weight decay.
 
-    Raises:
-        ConfigError: If the matrices are sharded among processes: Muon needs whole ones.
-
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the scale: Liu et al.,
     "Muon is Scalable for LLM Training", arXiv 2502.16982.
     """
@@ -49,11 +55,6 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self, matrices: Sequence[nn.Parameter], others: Sequence[nn.Parameter], settings: Optimisation
     ) -> None:
-        if any(isinstance(matrix, DTensor) for matrix in matrices):
-            raise ConfigError(
-                "optimiser: muon", expected="whole matrices in every process", got="matrices sharded by FSDP",
-                remedy="Launch with data parallelism alone, or set optimiser: adamw.",
-            )  # fmt: skip
         rate, decay = settings.learning_rate, settings.weight_decay
         muon = torch.optim.Muon(
             [{"params": list(matrices)}], lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"

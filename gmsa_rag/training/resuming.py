@@ -89,12 +89,12 @@ def load_state(
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
             parameter.copy_(_placed(weights[f"{index}"], parameter))
-            prefix = f"{index}."
-            optimiser.state[parameter] = {
-                name.removeprefix(prefix): _placed(moment, parameter) if moment.dim() else moment.to(parameter.device)
-                for name, moment in moments.items()
-                if name.startswith(prefix)
-            }
+    for key, moment in moments.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        # A count of steps is one number, in whatever way the parameter is sharded.
+        placed = _placed(moment, parameter) if moment.dim() else moment.to(parameter.device)
+        optimiser.state[parameter][name] = placed
     logger.info("resumed at step %d", place["step"])
     return place
 

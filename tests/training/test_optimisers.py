@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from gmsa_rag.errors import ConfigError
-from gmsa_rag.training.optimisers import MuonAdamW, make_optimiser
+from gmsa_rag.training.optimisers import check_whole, make_optimiser
 from gmsa_rag.training.recipe import Optimisation
 
 MUON = Optimisation(steps=8, optimiser="muon", learning_rate=1e-2, weight_decay=0.1)
@@ -119,7 +119,8 @@ def test_adamw_is_the_default(model):
 def test_sharded_matrices_are_refused(model, monkeypatch):
     monkeypatch.setattr("gmsa_rag.training.optimisers.DTensor", nn.Parameter)
     with pytest.raises(ConfigError, match="whole matrices in every process"):
-        MuonAdamW([model[1].weight], [], MUON)
+        check_whole(list(model.parameters()), MUON)
+    check_whole(list(model.parameters()), Optimisation(steps=1))
 
 
 def test_an_unknown_optimiser_is_refused():

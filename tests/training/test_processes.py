@@ -50,11 +50,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(folder, runs, data):
-    """Runs the stage in two processes, to so many steps."""
+    """Runs the stage in two processes, with other settings where some are given."""
 
-    def launch(name, steps=RECIPE.optimisation.steps, launcher=(*LAUNCH, "train", "autoencode")):
-        recipe = folder / f"{steps}.yaml"
-        values = json.loads(json.dumps(dataclasses.asdict(changed(RECIPE, steps=steps))))
+    def launch(name, launcher=(*LAUNCH, "train", "autoencode"), **settings):
+        recipe = folder / f"{name}.yaml"
+        values = json.loads(json.dumps(dataclasses.asdict(changed(RECIPE, **settings))))
         recipe.write_text(yaml.safe_dump({"autoencode": values}, sort_keys=False))
         arguments = [recipe, runs[1], data, folder / name]
         if "gmsa_rag.cli" in launcher:
@@ -134,6 +134,14 @@ def test_sharded_weights_train_and_resume_as_whole_ones(together, train, folder)
     assert whole.keys() == sharded.keys()
     for name, weight in whole.items():
         torch.testing.assert_close(sharded[name], weight, atol=1e-4, rtol=0)
+
+
+def test_sharded_matrices_are_not_stepped_by_muon(train, folder):
+    sharded = [*TORCHRUN, Path(__file__).with_name("sharded.py")]
+    code, told = run(*train("muon", launcher=sharded, optimiser="muon"))
+    assert code != 0
+    assert "expected whole matrices in every process, got matrices sharded by FSDP" in told
+    assert not (folder / "muon" / "resume").exists()
 
 
 def test_pretraining_in_two_processes_makes_one_tokenizer(folder, data):

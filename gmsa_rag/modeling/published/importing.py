@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from gmsa_rag.checks import is_int
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import CheckpointError, InputError
+from gmsa_rag.errors import CheckpointError, InputError, first_line
 from gmsa_rag.modeling.checkpoint import Checkpoint
 from gmsa_rag.modeling.compressor import Compressor
 from gmsa_rag.modeling.lora import LoraSettings, apply_lora
@@ -220,6 +220,4 @@ def _checked_window(window: int | None, positions: int) -> int:
 
 
 def _no_base(what: str, expected: str, error: Exception) -> CheckpointError:
-    first_line = str(error).partition("\n")[0].rstrip(".")
-    got = f"{type(error).__name__}: {first_line}"
-    return CheckpointError(what, expected=expected, got=got, remedy="Give its directory or a hub id.")
+    return CheckpointError(what, expected=expected, got=first_line(error), remedy="Give its directory or a hub id.")
