@@ -25,7 +25,8 @@ class GMSAConfig(PreTrainedConfig):
         cites: Whether the decoder was trained to end an answer with the numbers of its passages, as in `[2]`.
         no_answer: What the decoder was trained to say where the passages do not hold the answer, "" if it was not.
         compressor_dtype: Of the compressor's weights in the files, "" while it is unsaved.
-        base: Directory or hub id of the causal LM that the adapters stand on, "" where all weights are in the files.
+        base: Directory, hub id or GGUF file of the causal LM that the adapters stand on, "" where all weights are in
+            the files.
         base_revision: Commit of a hub id.
         lora_rank: Of the encoder's LoRA, 0 without a base.
         lora_alpha: Its updates are scaled by lora_alpha / lora_rank.
