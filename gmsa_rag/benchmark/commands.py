@@ -32,6 +32,10 @@ Dtype = Annotated[str, typer.Option(help="What to compute in: float32, bfloat16 
 EncoderLayers = Annotated[
     int, typer.Option(help="Layers of a shape's encoder; 0 takes as many as the shape has by itself.", min=0)
 ]
+GrowthTokens = Annotated[str, typer.Option(help="Tokens in passages as long as the window, with commas between.")]
+PeakTflops = Annotated[
+    float, typer.Option(help="Peak of the device in the first dtype, 1e12 a second; 0 finds it out.", min=0)
+]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0 leaves torch's own choice.", min=0)]
 Out = Annotated[
     Path | None, typer.Option(help="Directory to write JSON and a plot to.", file_okay=False, show_default="nowhere")
@@ -52,13 +56,9 @@ def compress(
         bool, typer.Option("--growth", help="Measure ours alone, against the number of passages and tokens.")
     ] = False,
     growth_passages: Annotated[str, typer.Option(help="Ragged passages, with commas between.")] = "1,4,16,64,256",
-    growth_tokens: Annotated[
-        str, typer.Option(help="Tokens in passages as long as the window, with commas between.")
-    ] = "2048,8192,32768,131072",
+    growth_tokens: GrowthTokens = "2048,8192,32768,131072",
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in one more round.")] = True,
-    peak_tflops: Annotated[
-        float, typer.Option(help="Peak of the device in the first dtype, 1e12 a second; 0 finds it out.", min=0)
-    ] = 0.0,
+    peak_tflops: PeakTflops = 0.0,
     repeats: Repeats = 3,
     seed: Seed = 0,
     device: Device = "auto",
