@@ -18,7 +18,7 @@ from gmsa_rag.inference.chat import chat_parts
 from gmsa_rag.inference.compression import compress_passages
 from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling, stop_strings
 from gmsa_rag.inference.embedding import check_memory, embed_prompt
-from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype
+from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype, warn_of_slow_dtype
 from gmsa_rag.inference.prompt import (
     Answer,
     Fitted,
@@ -96,6 +96,7 @@ class GMSA:
         directory = resolve_checkpoint(name, revision=revision, **hub)
         checkpoint = load_checkpoint(directory, dtype=resolve_dtype(dtype, place), device=place, **hub)
         logger.info("%s on %s in %s", directory.name, place, checkpoint.decoder.dtype)
+        warn_of_slow_dtype(place, checkpoint.decoder.dtype)
         return cls(checkpoint)
 
     @classmethod

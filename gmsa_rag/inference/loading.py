@@ -1,6 +1,8 @@
 """Where a checkpoint's name, a device and a dtype lead."""
 
 import json
+import logging
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -8,6 +10,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from gmsa_rag.errors import CheckpointError, ConfigError, first_line
+
+logger = logging.getLogger(__name__)
 
 BUNDLED = Path(__file__).parents[1] / "checkpoints"
 
@@ -78,3 +82,15 @@ def resolve_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype | None:
             "dtype", expected="auto, float32, bfloat16 or float16", got=repr(dtype), remedy="Choose one of these."
         )
     return found
+
+
+@cache
+def warn_of_slow_dtype(device: str, dtype: torch.dtype) -> None:
+    """Say once where a CPU computes bfloat16 in software: float32 is up to a hundred times as fast there."""
+    if device != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "this CPU has no instructions for bfloat16 and computes in it many times slower than in float32; "
+            "use float32 (in a recipe bf16: false)"
+        )

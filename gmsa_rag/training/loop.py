@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gmsa_rag.errors import CheckpointError
+from gmsa_rag.inference.loading import warn_of_slow_dtype
 from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.training.logs import RunLog, progress
 from gmsa_rag.training.objective import Loss, Objective, embedding_weights
@@ -88,6 +89,7 @@ class Run:
         self.out, self.settings, self.window, self.phases = out, settings, window, phases
         self.place = Place()
         self.taught = objective.teacher is not None
+        warn_of_slow_dtype(device, torch.bfloat16 if settings.bf16 else torch.float32)
         # A mixture of experts may leave some of its weights without a gradient.
         unused = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
