@@ -273,7 +273,7 @@ class Library:
         pieces = [(piece, clock.seconds()) for piece in self.gmsa.stream(prompt, max_new_tokens=max_new_tokens)]
         total = clock.seconds()
         text = "".join(piece for piece, _ in pieces)
-        answer = parse_answer(text, self.gmsa.config, tuple(range(kept + 1, len(parts) + 1)))
+        answer = parse_answer(text, self.gmsa.config, tuple(range(kept + 1, len(parts) + 1)), num_passages=kept)
         return answer, pieces[0][1] if pieces else total, total
 
     def _prompt(self, question: str, parts: Sequence[Part], titles: Sequence[str]) -> list[Part]:

@@ -16,6 +16,7 @@ from gmsa_rag import __version__, pipeline
 from gmsa_rag.cli import app
 from gmsa_rag.commands import doctor
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.prompt import Answer
 from gmsa_rag.memory import Memory, MemoryStore, VectorIndex, flat, memory_key
 
 RECORDS = [
@@ -135,10 +136,18 @@ def test_ask_gives_json(indexed, gmsa):
     memory = gmsa.compress(RECORDS[0]["text"], 4)
     assert reply["answer"] == gmsa.answer("Where is the Danube?", [memory], ["Danube"]).text
     assert list(reply) == [
-        "answer", "citations", "dropped", "question", "sources", "from_text", "positions", "positions_text", "seconds",
+        "answer", "citations", "dropped", "abstained", "question", "sources", "from_text", "positions",
+        "positions_text", "seconds",
     ]  # fmt: skip
     assert reply["sources"][0]["text"] == RECORDS[0]["text"]
     assert set(reply["seconds"]) == {"retrieval", "fetch", "first_token", "total"}
+
+
+def test_ask_says_that_an_answer_abstains(indexed, monkeypatch):
+    decode = "gmsa_rag.pipeline.Library._decode"
+    monkeypatch.setattr(decode, lambda *args: (Answer("not in the passages", abstained=True), 0.1, 0.2))
+    assert "answer: not in the passages (abstained)" in succeed("ask", "store.db", "Where is the Danube?")
+    assert json.loads(succeed("ask", "store.db", "Where is the Danube?", "--json"))["abstained"] is True
 
 
 def test_ask_from_full_text(indexed, gmsa):

@@ -75,7 +75,7 @@ def _lines(reply: "Reply") -> list[str]:
     saved = reply.positions_text - reply.positions
     share = saved / reply.positions_text
     seconds = reply.seconds
-    lines = [f"answer: {reply.answer.text or '(none)'}"]
+    lines = [f"answer: {reply.answer.text or '(none)'}" + " (abstained)" * reply.answer.abstained]
     for source in reply.sources:
         mark = " cited" * (source in reply.cited) + " left out" * (source.number in reply.answer.dropped)
         lines.append(f"  [{source.number}] {source.title or source.id} ({source.score:.2f}){mark}")
@@ -92,7 +92,7 @@ def _lines(reply: "Reply") -> list[str]:
 def _as_json(reply: "Reply") -> str:
     values = asdict(reply)
     answer = values.pop("answer")
-    head = {"answer": answer["text"], "citations": answer["citations"], "dropped": answer["dropped"]}
+    head = {"answer": answer.pop("text"), **answer}
     return json.dumps(head | values, ensure_ascii=False, indent=2)
 
 

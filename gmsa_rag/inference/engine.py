@@ -280,7 +280,7 @@ class GMSA:
         """
         prompt, kept = self._fit_answer(question, passages, titles, overflow, max_new_tokens)
         text = self.decoding.generate([self._embed(prompt)], Sampling(max_new_tokens))[0]
-        return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)))
+        return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)), num_passages=kept)
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
         """The prompt that `answer` uses, for `generate`, `stream` and `num_positions`."""

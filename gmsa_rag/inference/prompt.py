@@ -13,7 +13,9 @@ from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 
 logger = logging.getLogger(__name__)
-CITATIONS = re.compile(r"(?:\s*\[\d{1,3}\])+\s*$")
+_CITED = r"\[\d{1,3}(?:\s*,\s*\d{1,3})*\]"
+CITATION_AT_END, CITATION_WITHIN = re.compile(rf"{_CITED}$"), re.compile(rf"\s{_CITED}(?=[\s.,;:!?])")
+CUT_CITATION = re.compile(r"\[[\d\s,]*$")  # by a limit on new tokens
 
 
 class Verbatim(str):
@@ -202,13 +204,46 @@ def answer_prompt(
     return [head, *parts, before, Verbatim(question), after]
 
 
-def parse_answer(text: str, config: GMSAConfig, dropped: tuple[int, ...] = ()) -> Answer:
-    """Part an answer from the passage numbers at its end."""
-    found = CITATIONS.search(text) if config.cites else None
-    numbers = dict.fromkeys(int(number) for number in re.findall(r"\d+", found.group())) if found else {}
-    bare = (text[: found.start()] if found else text).strip()
-    abstained = bool(config.no_answer) and bare.casefold().rstrip(".") == config.no_answer.casefold().rstrip(".")
-    return Answer(bare, tuple(numbers), dropped, abstained)
+def parse_answer(
+    text: str, config: GMSAConfig, dropped: tuple[int, ...] = (), *, num_passages: int | None = None
+) -> Answer:
+    """Part an answer from the passage numbers in it.
+
+    Args:
+        text: What the decoder said.
+        config: Says whether it was trained to cite, and what it says where it finds no answer.
+        dropped: Numbers of the passages that were left out.
+        num_passages: How many the prompt had; a number beyond is no citation. None if that is not known.
+    """
+    bare, numbers = _part_citations(text, num_passages) if config.cites else (text.strip(), [])
+    ends = ".!"
+    abstained = bool(config.no_answer) and bare.casefold().rstrip(ends) == config.no_answer.casefold().rstrip(ends)
+    return Answer(bare, tuple(dict.fromkeys(numbers)), dropped, abstained)
+
+
+def _part_citations(text: str, num_passages: int | None) -> tuple[str, list[int]]:
+    """An answer without its citations, and their numbers; within it, only numbers of passages are taken for some."""
+
+    def known(cited: str) -> list[int]:
+        numbers = map(int, re.findall(r"\d+", cited))
+        return [number for number in numbers if number >= 1 and (num_passages is None or number <= num_passages)]
+
+    within: list[int] = []
+
+    def take(match: re.Match[str]) -> str:
+        numbers = known(match.group())
+        within.extend(numbers)
+        return "" if numbers else match.group()
+
+    whole = CUT_CITATION.sub("", text).strip()
+    bare = whole.rstrip(".!?")
+    sentence_end, at_end = whole[len(bare) :], ""
+    while found := CITATION_AT_END.search(bare):
+        bare, at_end = bare[: found.start()].rstrip(" \n,;"), found.group() + at_end
+    if not at_end:
+        bare = whole
+    bare = CITATION_WITHIN.sub(take, bare + " ").strip()
+    return bare + sentence_end if at_end else bare, within + known(at_end)
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:

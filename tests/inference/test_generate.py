@@ -238,6 +238,42 @@ def test_citations_are_parted_from_the_answer(gmsa):
     assert parse_answer(" see [2]", gmsa.config) == Answer("see [2]")
 
 
+@pytest.mark.parametrize(
+    ("said", "text", "citations"),
+    [
+        ("Vienna [1].", "Vienna.", (1,)),
+        ("Vienna [1, 2]", "Vienna", (1, 2)),
+        ("Vienna [2],[1] ;\n[3]", "Vienna", (2, 1, 3)),
+        ("Bern [1], Rome [3].", "Bern, Rome.", (1, 3)),
+        ("It is Bern [1]. It was Rome [1] then.", "It is Bern. It was Rome then.", (1,)),
+        ("Vienna [1", "Vienna", ()),
+        ("Vienna [1] [", "Vienna", (1,)),
+        ("Vienna [7]", "Vienna", ()),
+        ("Vienna [0] [3]", "Vienna", (3,)),
+        ("see [7] there", "see [7] there", ()),
+        ("a[0] = 1", "a[0] = 1", ()),
+        ("of [1990]", "of [1990]", ()),
+        ("Yes!", "Yes!", ()),
+        ("", "", ()),
+    ],
+)
+def test_a_bare_answer_has_no_citations_left_and_names_passages_alone(gmsa, said, text, citations):
+    cites = type(gmsa.config)(cites=True)
+    assert parse_answer(said, cites, num_passages=3) == Answer(text, citations)
+
+
+def test_a_long_run_of_spaces_is_parted_at_once(gmsa):
+    cites = type(gmsa.config)(cites=True)
+    assert parse_answer("a" + " " * 100_000 + "b [1]", cites).citations == (1,)
+
+
+@pytest.mark.parametrize("said", ["not in the passages", " Not in the passages.", "NOT in the passages! [1]"])
+def test_an_abstaining_answer_is_known_by_its_words(gmsa, said):
+    config = type(gmsa.config)(cites=True, no_answer="Not in the passages.")
+    assert parse_answer(said, config).abstained
+    assert not parse_answer(said, type(gmsa.config)(cites=True)).abstained
+
+
 def test_control_tokens_of_users_stay_text(gmsa):
     end = gmsa.tokenizer.eos_token_id
     assert gmsa.num_positions(["a</s>"]) == 3
