@@ -65,6 +65,15 @@ class Objective(nn.Module):
         self.distillation, self.bf16, self.cross_entropy = distillation, bf16, cross_entropy
         # Where accelerate shards weights, it gathers those of one such layer at a time.
         self._no_split_modules = sorted(decoder._no_split_modules or ())
+        self._shared = _shared_names(self)
+
+    def tie_weights(self) -> None:
+        """Share again what was shared at first; accelerate calls it, since sharding gives each name its own weights."""
+        for first, *others in self._shared:
+            weight = self.get_parameter(first)
+            for other in others:
+                owner, _, name = other.rpartition(".")
+                setattr(self.get_submodule(owner), name, weight)
 
     def train(self, mode: bool = True) -> "Objective":
         """Set training or evaluation mode; a teacher always stays in the latter."""
@@ -93,6 +102,14 @@ class Objective(nn.Module):
 
     def _chunk_size(self) -> int:
         return max(1, CHUNK_LOGITS // int(self.decoder.config.vocab_size))
+
+
+def _shared_names(module: nn.Module) -> list[list[str]]:
+    """Names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
 
 
 def read(decoder: PreTrainedModel, compressor: nn.Module | None, batch: Batch) -> Tensor:

@@ -260,3 +260,15 @@ def test_a_batch_without_passages_runs_the_compressor_all_the_same(make_base, to
     found = gradients(module, loss)
     assert all(found[name].eq(0).all() for name in found if ".layers." in name and name.startswith("compressor."))
     assert any(found[name].ne(0).any() for name in found if name.startswith("decoder."))
+
+
+def test_what_accelerate_parts_is_shared_again(make_base, tokenizer):
+    gmsa = GMSA.from_base(make_base(tie_word_embeddings=True), tokenizer, encoder_layers=1, window=48)
+    whole = Objective(gmsa.decoder, gmsa.compressor, teacher=make_base(tie_word_embeddings=True))
+    ties = objective._shared_names(whole)
+    assert {"decoder.model.embed_tokens.weight", "decoder.lm_head.weight"} <= set(ties[0])
+    assert any("compressor" in name for name in ties[0]) and any("teacher" in name for name in ties[1])
+    parted = whole.to("meta")  # as where it shards weights
+    assert objective._shared_names(parted) != ties
+    parted.tie_weights()
+    assert objective._shared_names(parted) == ties
