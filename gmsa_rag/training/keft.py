@@ -47,7 +47,8 @@ def keft(
 
     Raises:
         DataError: If a data file is missing, or malformed while strict.
-        ConfigError: If the recipe's `save` or `frozen_dtype` does not fit what it trains or starts from.
+        ConfigError: If the recipe's `save`, `frozen_dtype` or `unanswerable` does not fit what it trains or starts
+            from.
         CheckpointError: If the run in `out` was started with another recipe or checkpoint.
 
     Source: GMSA, arXiv 2505.12215, "Knowledge Extraction Fine-tuning".
@@ -117,6 +118,11 @@ def trainable_parameters(recipe: KeftRecipe, decoder: PreTrainedModel) -> list[T
 
 def _check_fits(recipe: KeftRecipe, config: GMSAConfig) -> None:
     """Raise ConfigError unless a checkpoint of these settings can be fine-tuned and its compressor kept as it is."""
+    if recipe.unanswerable and not (recipe.no_answer or config.no_answer):
+        raise ConfigError(
+            "no_answer", expected="what to say where the passages do not hold the answer, as unanswerable is above 0",
+            got="none in the recipe and none in the checkpoint", remedy="Set no_answer, or unanswerable: 0.",
+        )  # fmt: skip
     if recipe.save == "adapters" and (recipe.lora is None or not config.base):
         raise ConfigError(
             "save: adapters", expected="trainable: lora, on a checkpoint of adapters",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from gmsa_rag.plotting import Line, Panel, plot_panels
+from gmsa_rag.writing import beside
 
 logger = logging.getLogger(__name__)
 LOG, PLOT, BOARD = "log.jsonl", "loss.png", "tensorboard"
@@ -31,7 +32,8 @@ class RunLog:
         self._board: Any = None
         if writes:
             rows = [row for row in read_log(self.path) if row["step"] <= from_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            with beside(self.path) as part:  # a run killed here keeps its log
+                part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
             self._board = _board(out / BOARD, from_step)
 
     def write(self, row: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,9 @@ from gmsa_rag.modeling.alignment import backbone_of
 from gmsa_rag.training.logs import RunLog, progress
 from gmsa_rag.training.objective import Loss, Objective, embedding_weights
 from gmsa_rag.training.optimisers import check_whole, make_optimiser
-from gmsa_rag.training.pools import Make, Pair, Place, Pools, stream
+from gmsa_rag.training.pools import Draw, Make, Pair, Place, Pools, stream
 from gmsa_rag.training.recipe import Optimisation, Phase
-from gmsa_rag.training.resuming import digest_weights, load_state, save_state, unshard
+from gmsa_rag.training.resuming import digest_weights, diverged, load_state, save_state, unshard
 
 logger = logging.getLogger(__name__)
 # Sums stay on the device for so many steps: reading them waits for a GPU.
@@ -113,13 +113,18 @@ class Run:
             Where the run ended.
 
         Raises:
-            CheckpointError: If the run in the directory began with other weights or has other processes, or the loss is
-                not finite.
+            CheckpointError: If the run in the directory began with other weights or has other processes, or the loss or
+                a weight is not finite.
+            ConfigError: If a phase, a later one included, cannot be drawn.
+            DataError: Likewise, for want of text.
         """
+        draws = [
+            make(phase) for phase in range(len(self.phases))
+        ]  # a last phase that cannot be is found before the first
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
         if self._done() < 1.0:
-            self._train(make)
+            self._train(draws)
         self.accelerator.unwrap_model(self.objective).eval()
         return self.position
 
@@ -128,12 +133,12 @@ class Run:
         unshard(self.accelerator.unwrap_model(self.objective))
         return bool(self.accelerator.is_main_process)
 
-    def _train(self, make: Make) -> None:
+    def _train(self, draws: Sequence[Draw]) -> None:
         started = time.monotonic() - self.position.seconds
         self.objective.train()
         log = RunLog(self.out, self.position.step, writes=self.accelerator.is_main_process)
         with progress(self.accelerator.is_main_process) as (bar, task):
-            batches = self._batches(make)
+            batches = self._batches(draws)
             while self._done() < 1.0:
                 self._step(batches)
                 self.position.seconds = self._agreed(time.monotonic() - started)
@@ -147,10 +152,10 @@ class Run:
             self._save()
         log.close()
 
-    def _batches(self, make: Make) -> Iterator[Pair]:
+    def _batches(self, draws: Sequence[Draw]) -> Iterator[Pair]:
         while True:
             phase, rank = self.position.phase, self.accelerator.process_index
-            pools = Pools(make(phase), self.settings, self.window, phase, rank, self.taught)
+            pools = Pools(draws[phase], self.settings, self.window, phase, rank, self.taught)
             for pair in stream(pools, self.place, pin=self.accelerator.device.type == "cuda"):
                 yield pair
                 if self.position.phase != phase:
@@ -159,7 +164,7 @@ class Run:
     def _step(self, batches: Iterator[Pair]) -> None:
         # Dropout draws from a seed of the step's own, so that a resumed run draws the same.
         seed = f"{self.settings.seed:04d}{self.position.step:08d}{self.accelerator.process_index:04d}"
-        torch.manual_seed(int(seed))
+        torch.manual_seed(int(seed) % 2**64)
         for left in reversed(range(self.settings.accumulate)):
             batch, texts = next(batches)
             device = self.accelerator.device
@@ -203,10 +208,7 @@ class Run:
         self._counts = [0.0, 0.0]
         at.loss, at.accuracy, at.tokens = sums[0] / sums[3], sums[1] / max(sums[2], 1), at.tokens + int(sums[2])
         if not math.isfinite(at.loss):
-            raise CheckpointError(
-                f"loss of the steps before {at.step}", expected="a finite number", got=str(at.loss),
-                remedy="Lower the learning rate and resume.",
-            )  # fmt: skip
+            raise diverged(f"loss of the steps before {at.step}", str(at.loss))
         names = ("step", "phase", "phase_step", "loss", "accuracy", "tokens", "seconds")
         return {name: getattr(at, name) for name in names} | {"learning_rate": self._learning_rate()}
 

@@ -14,12 +14,13 @@ from gmsa_rag.training.recipe import Optimisation
 
 # A batch, and the same examples as text where a teacher reads them.
 Pair = tuple[Batch, Batch | None]
+Draw = Callable[[random.Random], Example]
 
 
 class Make(Protocol):
     """Draws the examples of a phase."""
 
-    def __call__(self, phase: int) -> Callable[[random.Random], Example]:
+    def __call__(self, phase: int) -> Draw:
         """The function that draws one."""
 
 
@@ -49,7 +50,7 @@ class Pools(Dataset[list[Pair]]):
         taught: Whether a teacher reads the examples as text.
     """
 
-    draw: Callable[[random.Random], Example]
+    draw: Draw
     settings: Optimisation
     window: int
     phase: int

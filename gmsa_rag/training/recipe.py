@@ -6,9 +6,22 @@ from typing import Any
 
 from gmsa_rag.errors import ConfigError
 from gmsa_rag.modeling.lora import LoraSettings
+from gmsa_rag.training.recipe_checks import (
+    check_choice,
+    check_count,
+    check_names,
+    check_phase,
+    check_positive,
+    check_share,
+    check_tasks,
+    check_templates,
+)
 
 TRAINABLE = ("qkv", "attention", "lora", "all")
 SAVED = ("full", "adapters")
+TEXT_TASKS = ("restore", "continue", "quote", "cloze")
+QUESTION_TASKS = (*TEXT_TASKS, "question")
+MAX_SEED = 2**32 - 1  # numpy takes no larger one
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,18 @@ class Optimisation:
             if isinstance(value, str) and field_.type is not str:
                 # YAML reads 1e-3 as a text, 1.0e-3 as a number
                 raise TypeError(f"{field_.name} is the text {value!r}; write a number with a point, as 1.0e-3")
-        _choose("cross_entropy", self.cross_entropy, ("chunked", "liger"))
-        _choose("optimiser", self.optimiser, ("adamw", "muon"))
+        check_choice("cross_entropy", self.cross_entropy, ("chunked", "liger"))
+        check_choice("optimiser", self.optimiser, ("adamw", "muon"))
+        for name in ("steps", "batch_tokens", "accumulate", "save_every", "pool", "pad_to"):
+            check_count(name, getattr(self, name))
+        for name in ("warmup", "workers", "seed"):
+            check_count(name, getattr(self, name), 0)
+        for name in ("encoder_weight", "learning_rate", "clip"):
+            check_positive(name, getattr(self, name))
+        if self.max_minutes is not None:
+            check_positive("max_minutes", self.max_minutes)
+        if self.seed > MAX_SEED:
+            raise ConfigError("seed", expected=f"at most {MAX_SEED}", got=str(self.seed), remedy="Choose another.")
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,9 @@ class PruneRecipe:
     calibration_rows: int = 4
 
     def __post_init__(self) -> None:
+        check_names("text", self.text)
+        for name in ("num_hidden_layers", "intermediate_size", "vocab_size", "max_position_embeddings"):
+            check_count(name, getattr(self, name))
         if not self.text or self.calibration_rows < 1:
             raise ConfigError(
                 "pruning", expected="a text and at least one row to measure on",
@@ -120,6 +146,11 @@ class PretrainRecipe:
     vocab_size: int = 8192
     window: int = 256
 
+    def __post_init__(self) -> None:
+        check_names("text", self.text)
+        check_count("vocab_size", self.vocab_size)
+        check_count("window", self.window)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -136,6 +167,11 @@ class Phase:
     windows: tuple[int, int]
     until: float = 1.0
     max_steps: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        check_phase(self.rates, self.windows)
+        check_share("until", self.until)
+        check_count("max_steps", self.max_steps)
 
 
 @dataclass(frozen=True)
@@ -174,9 +210,10 @@ class AutoencodeRecipe:
     templates: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _choose("save", self.save, SAVED)
-        check_frozen_dtype(self.frozen_dtype, self.optimisation)
-        _check_noise(self.noise)
+        _check_stage(self, TEXT_TASKS)
+        check_templates(self.templates)
+        for name in ("encoder_layers", "lsa_layers", "window"):
+            check_count(name, getattr(self, name))
         if self.save == "adapters" and (self.lora is None or self.train_decoder):
             raise ConfigError(
                 "save: adapters", expected="lora, and a frozen decoder", got="weights that are no adapters",
@@ -256,10 +293,14 @@ class KeftRecipe:
     save: str = "full"
 
     def __post_init__(self) -> None:
-        _choose("trainable", self.trainable, TRAINABLE)
-        _choose("save", self.save, SAVED)
-        check_frozen_dtype(self.frozen_dtype, self.optimisation)
-        _check_noise(self.noise)
+        _check_stage(self, QUESTION_TASKS)
+        check_names("questions", self.questions)
+        check_choice("trainable", self.trainable, TRAINABLE)
+        for name in (
+            "full_text", "mixed", "unanswerable", "refine", "own_wording", "distractors", "whole_passages"
+        ):  # fmt: skip
+            check_share(name, getattr(self, name))
+        check_count("max_positions", self.max_positions)
         if (self.trainable == "lora") != (self.lora is not None):
             raise ConfigError(
                 "trainable", expected="lora settings with trainable: lora, and only then",
@@ -269,7 +310,7 @@ class KeftRecipe:
 
 def check_frozen_dtype(dtype: str, optimisation: Optimisation) -> None:
     """Raise ConfigError unless weights that do not learn can be kept in this dtype."""
-    _choose("frozen_dtype", dtype, ("float32", "bfloat16"))
+    check_choice("frozen_dtype", dtype, ("float32", "bfloat16"))
     if dtype == "bfloat16" and not optimisation.bf16:
         raise ConfigError(
             "frozen_dtype", expected="float32 where nothing is computed in bfloat16", got=dtype,
@@ -277,11 +318,12 @@ def check_frozen_dtype(dtype: str, optimisation: Optimisation) -> None:
         )  # fmt: skip
 
 
-def _check_noise(noise: float) -> None:
-    if not 0 <= noise < 1:
-        raise ConfigError("noise", expected="0 or more, below 1", got=str(noise), remedy="Use 0.05 for a twentieth.")
-
-
-def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(name, expected=f"one of {', '.join(known)}", got=repr(value), remedy="Change the recipe.")
+def _check_stage(recipe: AutoencodeRecipe | KeftRecipe, tasks: tuple[str, ...]) -> None:
+    """What both stages that train soft tokens ask of their settings."""
+    check_names("text", recipe.text)
+    check_choice("save", recipe.save, SAVED)
+    check_frozen_dtype(recipe.frozen_dtype, recipe.optimisation)
+    check_share("noise", recipe.noise, below=True)
+    check_tasks(recipe.tasks, tasks)
+    if not recipe.phases:
+        raise ConfigError("phases", expected="at least one", got="none", remedy="Correct the recipe.")

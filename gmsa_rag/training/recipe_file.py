@@ -21,8 +21,8 @@ from gmsa_rag.training.recipe import (
 from gmsa_rag.writing import beside
 
 RECIPES = Path(__file__).parent / "recipes"
-# How long a run lasts and how fast it goes may change while it goes on.
-FREE = ("steps", "max_minutes", "compile", "workers", "save_every")
+# How long a run lasts and how fast it goes may change while it goes on, and what mends one that diverged.
+FREE = ("steps", "max_minutes", "compile", "workers", "save_every", "learning_rate", "clip")
 Stage = TypeVar("Stage", PruneRecipe, PretrainRecipe, AutoencodeRecipe, KeftRecipe)
 _SECTIONS = {PruneRecipe: "prune", PretrainRecipe: "pretrain", AutoencodeRecipe: "autoencode", KeftRecipe: "keft"}
 _NESTED = {"optimisation": Optimisation, "lora": LoraSettings, "distillation": Distillation}
@@ -61,7 +61,7 @@ def keep_recipe(recipe: PruneRecipe | PretrainRecipe | AutoencodeRecipe | KeftRe
     """Save a stage's recipe in its directory, and what else it is a matter of.
 
     Raises:
-        CheckpointError: If a run there was started with another one; how long it lasts may differ.
+        CheckpointError: If a run there was started with another one; the settings in `FREE` may differ.
     """
     kept = out / "recipe.json"
     values = json.loads(json.dumps(dataclasses.asdict(recipe) | more))

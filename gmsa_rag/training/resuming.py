@@ -33,8 +33,15 @@ def save_state(
         parameters: What learns; sharded ones are gathered.
         optimiser: Of these, after at least one step; its state of each is tensors.
         writes: Whether this process writes; all that train together call this, since gathering needs all of them.
+
+    Raises:
+        CheckpointError: If a weight is not finite. The old ones are left as they are then.
     """
     weights = {f"{index}": _whole(parameter) for index, parameter in enumerate(parameters)}
+    if broken := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise diverged(
+            f"weights at step {place['step']}", f"NaN or infinity in {len(broken)} of {len(weights)} tensors"
+        )
     moments = {
         f"{index}.{name}": _whole(value)
         for index, parameter in enumerate(parameters)
@@ -51,6 +58,14 @@ def save_state(
     for old in folder.glob("*.safetensors"):
         if not old.name.startswith(tag):
             old.unlink()
+
+
+def diverged(what: str, got: str) -> CheckpointError:
+    """The error of a run that no longer computes numbers; what it saved last still does."""
+    return CheckpointError(
+        what, expected="finite numbers", got=got,
+        remedy="Lower the recipe's learning_rate or clip and start the run again: it goes on from what it saved last.",
+    )  # fmt: skip
 
 
 def load_state(

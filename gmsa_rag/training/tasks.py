@@ -1,8 +1,9 @@
 """What is asked of a memory in training: restore it, go on from it, find a quote in it, fill a blank, answer."""
 
+import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,11 +18,15 @@ from gmsa_rag.training.frames import frame_of
 from gmsa_rag.training.prompts import AskedPassage, QuestionPrompts
 from gmsa_rag.training.templates import CLOZE_PROMPTS, QUOTE_PROMPTS
 
+logger = logging.getLogger(__name__)
 Ids = list[int]
 FURTHER_TURNS, DISTRACTORS, AHEAD = 8, 4, 32
 ROOM = 64  # for the question and the answer of a further turn
+QUOTED = 24  # a quote and what follows it
 TRIES = 64
 TOKENS_A_WORD = 1.5
+# After so many questions it is told if more than this share of them was too long to train on.
+COUNTED, MUCH = 500, 0.05
 
 
 @dataclass
@@ -63,6 +68,8 @@ class Tasks:
     noise: float = 0.0
     own_wording: float = 0.5
     whole_passages: float = 0.5
+    _num_asked: int = field(default=0, init=False, compare=False)
+    _num_long: int = field(default=0, init=False, compare=False)
 
     def __post_init__(self) -> None:
         least = self.windows[1] + AHEAD
@@ -116,14 +123,14 @@ class Tasks:
 
     def _continue(self, rng: random.Random) -> Example:
         ids = self._span(rng, self._size(rng) + AHEAD)
-        head = Passage(ids[:-AHEAD], rng.choice(self.rates))
-        return [Segment(self.codec.prefix), head, Segment(ids[-AHEAD:], learn=True)]
+        at = len(ids) - AHEAD if len(ids) > AHEAD else len(ids) // 2
+        return [Segment(self.codec.prefix), Passage(ids[:at], rng.choice(self.rates)), Segment(ids[at:], learn=True)]
 
     def _quote(self, rng: random.Random) -> Example:
         ids = self._span(rng, max(self._size(rng), 40))
         turns = []
-        for _ in range(rng.randint(1, FURTHER_TURNS)):
-            start = rng.randrange(len(ids) - 24)
+        for _ in range(rng.randint(1, FURTHER_TURNS) if len(ids) > QUOTED else 0):
+            start = rng.randrange(len(ids) - QUOTED)
             size = rng.randint(3, 8)
             quoted = self.codec.decode(ids[start : start + size]).strip()
             if "\ufffd" not in quoted:  # a character cut in two cannot be quoted
@@ -168,7 +175,18 @@ class Tasks:
             for question in rng.sample(others, min(len(others), FURTHER_TURNS)):
                 if num_positions(example) + ROOM <= self.max_positions:
                     example += self.prompts.further_turn(question.question, question.answers[0] + cited)
-        return example if num_positions(example) <= self.max_positions else self._cloze(rng)
+        fits = num_positions(example) <= self.max_positions
+        self._count(fits)
+        return example if fits else self._cloze(rng)
+
+    def _count(self, fits: bool) -> None:
+        """Tell once if many questions are replaced, in each process that draws."""
+        self._num_asked, self._num_long = self._num_asked + 1, self._num_long + (not fits)
+        if self._num_asked == COUNTED and self._num_long > MUCH * COUNTED:
+            logger.warning(
+                "%d of %d question prompts were longer than max_positions %d, and clozes took their place: "
+                "raise max_positions or the rates", self._num_long, COUNTED, self.max_positions,
+            )  # fmt: skip
 
     def _ends_with(self, example: Example, cite: str) -> bool:
         """Whether the answer of a first turn names its passage."""
@@ -217,13 +235,15 @@ class Tasks:
         return min(rng.randint(*self.windows), rng.randint(*self.windows))
 
     def _span(self, rng: random.Random, size: int) -> Ids:
-        """Tokens of one document, from a random place on."""
-        for _ in range(64):
+        """Tokens of one document, from a random place on; fewer where the documents around are shorter."""
+        for _ in range(TRIES):
             start = rng.randrange(len(self.stream) - size)
             span = self.stream[start : start + size]
-            if not (span == self.codec.end).any():
-                break
-        return [int(i) for i in span]
+            ends = np.flatnonzero(span == self.codec.end)
+            if not ends.size:
+                return [int(i) for i in span]
+        pieces = np.split(span, ends)
+        return [int(i) for i in max((piece[piece != self.codec.end] for piece in pieces), key=len)]
 
 
 def _holds_answer(passage: AskedPassage, asked: Question) -> bool:

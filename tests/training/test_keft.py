@@ -196,3 +196,9 @@ def test_missing_questions_are_a_typed_error_and_the_recipe_can_be_mended(runs, 
         keft(changed(KEFT, questions=("lakes.train",)), runs[2], data, tmp_path / "keft")
     keft(changed(KEFT, steps=1), runs[2], data, tmp_path / "keft")
     AutoModelForCausalLM.from_pretrained(tmp_path / "keft" / "checkpoint" / "decoder")
+
+
+def test_unanswerable_questions_need_something_to_say(runs, data, tmp_path):
+    with pytest.raises(ConfigError, match="no_answer: expected what to say"):
+        keft(changed(KEFT, unanswerable=0.1), runs[2], data, tmp_path / "keft")
+    assert not (tmp_path / "keft").exists()

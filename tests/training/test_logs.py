@@ -34,6 +34,18 @@ def test_a_line_that_was_not_finished_is_left_out(tmp_path):
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [20, 40, 60]
 
 
+def test_a_run_killed_while_it_starts_keeps_its_log(tmp_path, monkeypatch):
+    write(tmp_path, [20, 40])
+
+    def killed(self, *args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunLog(tmp_path, 40)
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [20, 40]
+
+
 def test_a_whole_row_without_its_line_end_counts_as_unfinished(tmp_path):
     (tmp_path / "log.jsonl").write_text(json.dumps(row(20)) + "\n" + json.dumps(row(40)))
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [20]

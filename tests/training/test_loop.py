@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from gmsa_rag.errors import CheckpointError
+from gmsa_rag.errors import CheckpointError, DataError
 from gmsa_rag.training import loop
 from gmsa_rag.training.examples import Segment
 from gmsa_rag.training.logs import read_log
@@ -155,8 +155,36 @@ def test_a_loss_that_is_not_finite_ends_the_run(make_run, monkeypatch):
     run = make_run("run")
     with torch.no_grad():
         run.objective.decoder.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match="Lower the learning rate"):
+    with pytest.raises(CheckpointError, match="Lower the recipe's learning_rate"):
         logged(run, monkeypatch)
+
+
+@pytest.mark.parametrize("save_every", [100, 3])
+def test_weights_that_are_not_finite_are_never_saved(make_run, monkeypatch, save_every):
+    settings = dataclasses.replace(STEPS, steps=4, save_every=save_every)
+    make_run("run", dataclasses.replace(settings, steps=2)).train(make)
+    before = sorted((path.name, path.read_bytes()) for path in (make_run("run").out / "resume").iterdir())
+    run = make_run("run", settings)
+    monkeypatch.setattr(run.optimiser, "step", lambda: run.parameters[0].data.fill_(float("nan")))
+    with pytest.raises(CheckpointError, match="NaN or infinity in 1 of"):
+        run.train(make)
+    assert sorted((path.name, path.read_bytes()) for path in (run.out / "resume").iterdir()) == before
+
+
+def test_a_later_phase_that_cannot_be_drawn_ends_the_run_before_it_trains(make_run):
+    def failing(phase):
+        if phase:
+            raise DataError("corpus", expected="more", got="less", remedy="Name more.")
+        return make(phase)
+
+    run = make_run("run", phases=(Phase((1,), (1, 1), max_steps=3), Phase((1,), (1, 1))))
+    with pytest.raises(DataError):
+        run.train(failing)
+    assert run.position.step == 0
+
+
+def test_a_large_seed_is_a_seed(make_run):
+    make_run("run", dataclasses.replace(STEPS, steps=1, seed=2**32 - 1)).train(make)
 
 
 def test_another_number_of_processes_is_refused(make_run):

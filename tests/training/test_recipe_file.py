@@ -68,7 +68,9 @@ def test_a_missing_recipe_names_the_bundled_ones(tmp_path):
         load_recipe(Path("gmsa-huge"), PretrainRecipe)
 
 
-@pytest.mark.parametrize("free", [{"steps": 9}, {"max_minutes": 3.0}, {"workers": 2}, {"save_every": 5}])
+@pytest.mark.parametrize(
+    "free", [{"steps": 9}, {"max_minutes": 3.0}, {"save_every": 5}, {"learning_rate": 0.5}, {"clip": 0.5}]
+)
 def test_how_long_a_run_lasts_may_change(tmp_path, free):
     keep_recipe(AUTOENCODE, tmp_path)
     keep_recipe(changed(AUTOENCODE, **free), tmp_path)
@@ -76,9 +78,7 @@ def test_how_long_a_run_lasts_may_change(tmp_path, free):
     assert {name: kept[name] for name in free} == free
 
 
-@pytest.mark.parametrize(
-    "other", [{"seed": 9}, {"learning_rate": 0.5}, {"accumulate": 2}, {"window": 47}, {"text": ()}]
-)
+@pytest.mark.parametrize("other", [{"seed": 9}, {"weight_decay": 0.5}, {"accumulate": 2}, {"window": 47}, {"text": ()}])
 def test_what_a_run_learns_from_may_not(tmp_path, other):
     keep_recipe(AUTOENCODE, tmp_path)
     with pytest.raises(CheckpointError, match="another recipe"):

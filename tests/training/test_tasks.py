@@ -15,7 +15,7 @@ from gmsa_rag.training.cloze import BLANK, Cloze, as_question, make_cloze, sente
 from gmsa_rag.training.data import Question, find_files, read_questions, token_stream
 from gmsa_rag.training.examples import Passage, Segment, collate, num_positions
 from gmsa_rag.training.prompts import AskedPassage
-from gmsa_rag.training.tasks import Tasks, group_questions
+from gmsa_rag.training.tasks import COUNTED, Tasks, group_questions
 
 TEMPLATES = {
     "restore_template": "{memory}<|restore|>",
@@ -97,6 +97,33 @@ def test_the_own_wording_equals_the_answer_prompt(tasks, data, make_base, tokeni
     assert prompt == [i for part in expected if isinstance(part, list) for i in part]
     assert learned(tasks, example) == [f" {question.answers[0]} [2]"]
     assert prompt_positions(expected) == gmsa.num_positions(parts)
+
+
+@pytest.mark.parametrize("length", [1, 2, 10, 30, 60])
+def test_short_documents_are_never_joined(tasks, length):
+    codec = tasks.codec
+    documents = [[200 + d % 40] * length for d in range(200)]
+    stream = np.array([i for ids in documents for i in (*ids, codec.end)])
+    short = dataclasses.replace(tasks, stream=stream)
+    for name in ("restore", "continue", "quote"):
+        for seed in range(30):
+            example = short.draw({name: 1.0})(random.Random(seed))
+            (passage,) = (part for part in example if isinstance(part, Passage))
+            read = [i for part in example if isinstance(part, Segment) and part.learn for i in part.ids]
+            body = {*passage.ids, *read} - {codec.end}
+            assert len(body) == 1 and codec.end not in passage.ids and read
+            assert len(passage.ids) <= length
+
+
+def test_questions_too_long_for_the_prompt_are_told_of_once(tasks, caplog):
+    cut = dataclasses.replace(tasks, max_positions=10)
+    make = cut.draw({"question": 1.0})
+    for seed in range(COUNTED * 2):
+        make(random.Random(seed))
+    assert [record.message for record in caplog.records] == [
+        f"{COUNTED} of {COUNTED} question prompts were longer than max_positions 10, and clozes took their place: "
+        "raise max_positions or the rates"
+    ]
 
 
 def test_an_unknown_task_is_a_typed_error(tasks):
