@@ -87,13 +87,15 @@ def read_questions(path: Path, *, strict: bool = True, skipped: Skipped | None =
 
 
 def read_rows(path: Path, *, strict: bool, skipped: Skipped) -> Iterator[tuple[bytes, Question]]:
-    """The sound rows of a question file: the line as it stands there, and its question.
+    """The sound rows of a question file: the line as it stands there, and its question. Blank lines are no rows.
 
     Raises:
         DataError: As for `read_questions`.
     """
     with open_data(path) as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 question = parse_line(line)
             except ValueError as error:

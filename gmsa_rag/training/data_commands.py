@@ -1,5 +1,6 @@
 """`gmsa data convert | make | split | check`: question files on the command line."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,13 +86,18 @@ def split(
 ) -> None:
     """Hold out some articles of a question file, to choose settings by."""
     from gmsa_rag.training.data import Skipped
-    from gmsa_rag.training.files import write_rows
+    from gmsa_rag.training.files import check_apart, write_rows
     from gmsa_rag.training.splitting import split_rows
 
+    check_apart({"FILE": file, "--train": train, "--validation": validation})
     for out, held_out in ((train, False), (validation, True)):
-        skipped = Skipped()  # of each reading the same
-        rows = split_rows(file, validation=held_out, share=share, seed=seed, strict=strict, skipped=skipped)
+        skipped, parts = Skipped(), Counter[bool | None]()  # of each reading the same
+        rows = split_rows(
+            file, validation=held_out, share=share, seed=seed, strict=strict, skipped=skipped, parts=parts
+        )
         typer.echo(f"{out}: {write_rows(out, rows)} rows written")
+    if parts[None]:
+        typer.echo(f"{parts[None]} rows in neither part: their gold passages are of articles of both", err=True)
     _name(skipped)
 
 

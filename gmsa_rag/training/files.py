@@ -1,7 +1,9 @@
 """Reading and writing of data files: gzipped or plain, a line at a time, and never half of one in its place."""
 
 import gzip
+import itertools
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,7 +49,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside(path) as part, part.open("wb") as raw, _packed(raw, path.suffix == ".gz") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                # Only lone surrogates cannot be encoded, and Python escapes those as JSON does.
+                file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
                 count += 1
     except OSError as error:
         raise InputError(
@@ -57,6 +60,21 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
             remedy="Check the path, its permissions and the free space.",
         ) from error
     return count
+
+
+def check_apart(files: Mapping[str, Path]) -> None:
+    """Refuse files one of which would be written over another.
+
+    Args:
+        files: Paths by the names that messages have for them; they may be missing.
+    Raises:
+        InputError: If two of them are one file, also by way of links.
+    """
+    for (name, path), (other_name, other) in itertools.combinations(files.items(), 2):
+        if _is_same(path, other):
+            raise InputError(
+                other_name, expected=f"another file than {name}", got=str(other), remedy="Choose another path."
+            )
 
 
 def describe_files(files: Sequence[Path]) -> list[str]:
@@ -75,6 +93,15 @@ def describe_files(files: Sequence[Path]) -> list[str]:
             ) from error
         described.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
     return described
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them is not there yet
+        return False
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from gmsa_rag.training.data import Skipped, read_rows, warn_of_skipped
 from gmsa_rag.training.files import describe_files
 from gmsa_rag.training.question_rows import Question, parse_line
 
-FORMAT = 2
+FORMAT = 3
 ROWS, STARTS, BOUNDS, SKIPPED = "rows.jsonl", "starts.npy", "bounds.npy", "skipped.json"
 
 

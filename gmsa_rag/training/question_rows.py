@@ -33,21 +33,30 @@ def parse_line(line: bytes) -> Question:
     Raises:
         ValueError: If it is malformed; the message says why.
     """
+    return parse_row(parse_object(line))
+
+
+def parse_object(line: bytes) -> Mapping[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        ValueError: If it holds none; the message says why.
+    """
     try:
         row = json.loads(line.decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    return parse_row(row)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"no JSON object: {type(row).__name__}")
+    return row
 
 
-def parse_row(row: object) -> Question:
+def parse_row(row: Mapping[str, Any]) -> Question:
     """The question of a row in one of the two forms.
 
     Raises:
         ValueError: If it is malformed; the message says why.
     """
-    if not isinstance(row, Mapping):
-        raise ValueError(f"no JSON object: {type(row).__name__}")
     if "input" in row and "contexts" not in row:
         return _published(row)
     contexts = _list(row, "contexts")
@@ -56,8 +65,10 @@ def parse_row(row: object) -> Question:
     gold = _list(row, "gold")
     if not gold or not all(is_int(g) and 0 <= g < len(contexts) for g in gold):
         raise ValueError("`gold` names no context")
+    for index in gold:
+        _filled(contexts[index], "text")
     return Question(
-        question=_text(row, "question").strip(),
+        question=_filled(row, "question").strip(),
         answers=_texts(row, "answers"),
         titles=tuple(_text(context, "title") if context.get("title") else "" for context in contexts),
         passages=tuple(_text(context, "text") for context in contexts),
@@ -66,8 +77,8 @@ def parse_row(row: object) -> Question:
 
 
 def _published(row: Mapping[str, Any]) -> Question:
-    answers = (_text(row, "answer"),) if isinstance(row.get("answer"), str) else _texts(row, "answer")
-    return Question(_text(row, "prompt").strip(), answers, ("",), (_text(row, "input"),), (0,))
+    answers = (_filled(row, "answer"),) if isinstance(row.get("answer"), str) else _texts(row, "answer")
+    return Question(_filled(row, "prompt").strip(), answers, ("",), (_filled(row, "input"),), (0,))
 
 
 def _list(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -79,11 +90,19 @@ def _list(row: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A field's list of at least one text."""
+    """A field's list of at least one text, none of them blank."""
     texts = _list(row, name)
     if not texts:
         raise ValueError(f"`{name}` is empty")
-    return tuple(_text({name: text}, name) for text in texts)
+    return tuple(_filled({name: text}, name) for text in texts)
+
+
+def _filled(row: Mapping[str, Any], name: str) -> str:
+    """A field's text, which is not blank."""
+    text = _text(row, name)
+    if not text.strip():
+        raise ValueError(f"`{name}` is blank")
+    return text
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,10 @@
+import gzip
+import json
+
 import pytest
 
 from gmsa_rag.errors import DataError, DependencyError, InputError
-from gmsa_rag.training.conversion import convert, find_dataset, load_rows
+from gmsa_rag.training.conversion import Line, convert, find_dataset, load_rows
 from gmsa_rag.training.data import Skipped
 
 SQUAD = find_dataset("squad")
@@ -35,6 +38,29 @@ def test_strict_stops_at_the_first_row_that_cannot_be_used():
 def test_a_row_without_an_id_is_numbered():
     rows = [{"document": "x ||||| y", "summary": "z"}] * 2
     assert [row["id"] for row in convert("multinews", rows, skipped=Skipped())] == ["multinews-1", "multinews-2"]
+
+
+def test_a_text_nested_too_deeply_is_one_row_that_cannot_be_converted():
+    skipped = Skipped()
+    deep = {"question": "q", "answer": "a", "supporting_facts": [], "context": "[" * 100_000}
+    assert list(convert("hotpotqa", [deep], skipped=skipped)) == []
+    assert skipped.rows[0].startswith("hotpotqa, row 1: RecursionError")
+
+
+def test_lines_are_parsed_and_broken_ones_named_by_their_place():
+    contents = [b"{no json", b"[1]", b'{"id": "\xff"}', b"[" * 100_000, json.dumps(ROW).encode()]
+    lines = [Line(f"a.jsonl, row {number}", content) for number, content in enumerate(contents, 3)]
+    skipped = Skipped()
+    (row,) = convert("squad", lines, skipped=skipped)
+    assert row["id"] == "1" and skipped.count == 4
+    for named, reason in zip(
+        skipped.rows,
+        ["row 3: Expecting", "row 4: no JSON object: list", "row 5: 'utf-8'", "row 6: nested"],
+        strict=True,
+    ):
+        assert named.startswith(f"a.jsonl, {reason}")
+    with pytest.raises(DataError, match=r"a\.jsonl, row 3: "):
+        next(convert("squad", lines, strict=True, skipped=Skipped()))
 
 
 def test_an_unknown_dataset_is_a_typed_error():
@@ -88,7 +114,32 @@ def test_a_missing_package_is_a_typed_error(monkeypatch):
         next(load_rows(SQUAD, "train"))
 
 
-@pytest.mark.parametrize("names", [["a.csv"], ["a.json", "a.parquet"], [".", "a.json"]])
+def test_json_lines_need_no_package_and_keep_their_numbers(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{no json\n  \n')
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"b": NaN}\r\n'))
+    assert list(load_rows(SQUAD, "train", [tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"])) == [
+        Line("a.jsonl, row 1", b'{"a": 1}\n'),
+        Line("a.jsonl, row 3", b"{no json\n"),
+        Line("b.jsonl.gz, row 1", b'{"b": NaN}\r\n'),
+    ]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", ""), ("a.jsonl", "\n \n"), ("a.json", ""), ("a.json", "[]")])
+def test_no_rows_are_a_typed_error(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"{name}: expected at least one row"):
+        next(load_rows(SQUAD, "train", [tmp_path / name]))
+
+
+def test_a_directory_may_be_named_like_a_file(monkeypatch, tmp_path):
+    library = use(monkeypatch, Library())
+    (tmp_path / "a.jsonl").mkdir()
+    assert list(load_rows(SQUAD, "train", [tmp_path / "a.jsonl"])) == [{"row": 1}]
+    assert library.asked["path"] == str(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("names", [["a.csv"], ["a.json", "a.parquet"], ["a.jsonl", "a.json"], [".", "a.json"]])
 def test_files_of_no_or_several_kinds_are_refused(tmp_path, names):
     with pytest.raises(InputError, match="files of one kind"):
         next(load_rows(SQUAD, "train", [tmp_path / name for name in names]))

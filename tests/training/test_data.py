@@ -39,6 +39,9 @@ BAD = [
     {"contexts": [{"title": 3, "text": "x"}]},
     {"contexts": ["x"]},
     {"contexts": [{"text": "lone \ud800"}]},
+    {"contexts": [{"title": "t", "text": " \n"}]},
+    {"question": ""},
+    {"answers": ["a", "  "]},
 ]
 
 
@@ -54,9 +57,7 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(
-    "row", ["{", "", "[]", "{}", "null", '{"question": 3}', "[" * 100000, *(GOOD | b for b in BAD)]
-)
+@pytest.mark.parametrize("row", ["{", "[]", "{}", "null", '{"question": 3}', "[" * 100000, *(GOOD | b for b in BAD)])
 def test_a_malformed_row_is_named(write, row):
     path = write(GOOD, row)
     with pytest.raises(DataError, match=r"q\.jsonl, row 2"):
@@ -66,10 +67,36 @@ def test_a_malformed_row_is_named(write, row):
     assert skipped.count == 1 and skipped.rows[0].startswith("q.jsonl, row 2: ")
 
 
-@pytest.mark.parametrize("bad", [{"answer": []}, {"answer": None}, {"answer": 3}, {"prompt": None}, {"input": ["x"]}])
+PUBLISHED_BAD = [
+    *({"answer": []}, {"answer": None}, {"answer": 3}, {"answer": " "}, {"answer": ["so", ""]}),
+    *({"prompt": None}, {"prompt": "\t"}, {"input": ["x"]}, {"input": ""}),
+]
+
+
+@pytest.mark.parametrize("bad", PUBLISHED_BAD)
 def test_a_malformed_published_row_is_named(write, bad):
     with pytest.raises(DataError, match=r"q\.jsonl, row 1"):
         list(read_questions(write(PUBLISHED | bad)))
+
+
+def test_what_is_blank_is_named(write):
+    skipped = Skipped()
+    blank = [PUBLISHED | {"prompt": ""}, GOOD | {"answers": [""]}, GOOD | {"contexts": [{"text": " "}]}]
+    assert list(read_questions(write(*blank), strict=False, skipped=skipped)) == []
+    assert [row.split(": ")[1] for row in skipped.rows] == [f"`{n}` is blank" for n in ("prompt", "answers", "text")]
+
+
+def test_other_passages_may_be_blank(write):
+    (question,) = read_questions(write(GOOD | {"contexts": [{"text": "x"}, {"text": ""}]}))
+    assert question.passages == ("x", "")
+
+
+def test_blank_lines_are_no_rows_and_are_counted_in_numbers(write):
+    path = write("", GOOD, "  \r", "{", GOOD, "")
+    skipped = Skipped()
+    assert len(list(read_questions(path, strict=False, skipped=skipped))) == 2
+    assert skipped.count == 1 and skipped.rows[0].startswith("q.jsonl, row 4: ")
+    assert len(list(read_questions(write(GOOD, "", GOOD, "")))) == 2
 
 
 def test_both_forms_are_read_row_by_row(write):

@@ -40,7 +40,7 @@ def test_convert_squad(gmsa_data, tmp_path):
     done = gmsa_data("convert", "squad", "--input", source, "--out", out)
     assert done.exit_code == 0, done.output
     assert f"{out}: 1 rows written, 1 left out" in done.stdout
-    assert "left out: squad, row 2: no answer" in done.stderr
+    assert "left out: squad.jsonl, row 2: no answer" in done.stderr
     (question,) = read_questions(out)
     assert question.titles == ("Saint Helena",) and question.answers == ("Saint Helena",)
     with gzip.open(out, "rt") as file:
@@ -50,7 +50,7 @@ def test_convert_squad(gmsa_data, tmp_path):
 def test_convert_strict_writes_nothing_and_names_the_row(gmsa_data, tmp_path):
     source = lines(tmp_path / "squad.jsonl", [SQUAD, SQUAD | {"answers": {"text": [], "answer_start": []}}])
     done = gmsa_data("convert", "squad", "--input", source, "--out", tmp_path / "out.jsonl", "--strict")
-    assert done.exit_code == 1 and "gmsa: squad, row 2: " in done.stderr
+    assert done.exit_code == 1 and "gmsa: squad.jsonl, row 2: " in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["squad.jsonl"]
 
 
@@ -87,11 +87,27 @@ def test_convert_reads_a_split_of_a_directory(gmsa_data, tmp_path):
 def test_convert_refuses_what_it_does_not_know(gmsa_data, tmp_path):
     done = gmsa_data("convert", "trivia", "--out", tmp_path / "out.jsonl")
     assert done.exit_code == 1 and "expected one of 2wikimultihopqa, hotpotqa" in done.stderr
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text("{no json\n")
-    done = gmsa_data("convert", "squad", "--input", broken, "--out", tmp_path / "out.jsonl")
-    assert done.exit_code == 1 and "JSON parse error" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_leaves_broken_lines_out_unless_strict(gmsa_data, tmp_path):
+    broken, out = tmp_path / "broken.jsonl", tmp_path / "out.jsonl"
+    broken.write_text(f"{json.dumps(SQUAD)}\n\n{{no json\n{json.dumps(SQUAD)}\n\n")
+    arguments = ["convert", "squad", "--input", broken, "--out", out]
+    done = gmsa_data(*arguments, "--strict")
+    assert done.exit_code == 1 and "gmsa: broken.jsonl, row 3: " in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["broken.jsonl"]
+    done = gmsa_data(*arguments)
+    assert done.exit_code == 0 and f"{out}: 2 rows written, 1 left out" in done.stdout
+    assert "left out: broken.jsonl, row 3: Expecting property name" in done.stderr
+    assert len(list(read_questions(out))) == 2
+
+
+def test_convert_writes_nothing_of_an_empty_file(gmsa_data, tmp_path):
+    empty, out = tmp_path / "empty.jsonl", tmp_path / "out.jsonl"
+    empty.write_text("")
+    done = gmsa_data("convert", "squad", "--input", empty, "--out", out)
+    assert done.exit_code == 1 and "expected at least one row" in done.stderr and not out.exists()
 
 
 def test_make_and_check(gmsa_data, data, tmp_path):
