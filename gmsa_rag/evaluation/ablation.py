@@ -87,7 +87,8 @@ class Probe:
         samples: Passages to restore, >= 2.
         limit: Ask this many, drawn at random; None asks all.
         seed: Of everything drawn, and of the bootstrap.
-        files: Names of the data files, by which kept rows are known again.
+        files: Names of the data files.
+        digests: Of their contents. By both, kept rows are known again.
     """
 
     texts: Sequence[str]
@@ -98,6 +99,7 @@ class Probe:
     limit: int | None
     seed: int
     files: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
 
 
 def run_ablation(plan: Plan, probe: Probe, variants: Sequence[str]) -> list[AblationRow]:
@@ -223,7 +225,7 @@ def _join(variant: str, row: QARow, other: QARow | None, restored: RestorationRo
 
 def _identity(plan: Plan, probe: Probe) -> dict[str, Any]:
     """What kept rows depend on, as JSON gives it back."""
-    names = ("rates", "window", "samples", "limit", "seed", "files")
+    names = ("rates", "window", "samples", "limit", "seed", "files", "digests")
     values = json.loads(json.dumps({name: getattr(probe, name) for name in names}))
     return {"plan": plan.describe(), **values}
 

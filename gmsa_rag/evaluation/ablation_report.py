@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gmsa_rag.evaluation.ablation import AblationRow, Probe, plot_ablation, run_ablation
+from gmsa_rag.evaluation.ablation import MAX_NEW_TOKENS, AblationRow, Probe, plot_ablation, run_ablation
 from gmsa_rag.evaluation.ablation_training import Plan, seeded
-from gmsa_rag.evaluation.report import Report, describe_setting, write_report
+from gmsa_rag.evaluation.report import Report, describe_setting, digest_file, write_report
 from gmsa_rag.evaluation.small_base import make_base
 from gmsa_rag.evaluation.variants import start_variant
 from gmsa_rag.inference.engine import GMSA
@@ -19,9 +19,11 @@ from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, PretrainRecip
 from gmsa_rag.training.recipe_file import load_recipe
 from gmsa_rag.training.tasks import TOKENS_A_WORD
 
+OPTIONS = ("rates", "window", "samples", "limit")
+
 
 def make_plan(
-    recipe: Path, data: Path, out: Path, *, base: Path | None = None, rates: Sequence[int] = (4, 8), seed: int = 0,
+    recipe: Path, data: Path, out: Path, *, base: Path | None = None, rates: Sequence[int] | None = None, seed: int = 0,
     device: str = "cpu",
 ) -> Plan:  # fmt: skip
     """Read a recipe and pretrain its base, unless there is one.
@@ -31,7 +33,7 @@ def make_plan(
         data: Directory of the training data.
         out: Directory of the ablation; the base goes into `base` there.
         base: Directory of a causal LM to take instead.
-        rates: Rates that will be evaluated.
+        rates: Rates that will be evaluated; None for those that the last phase of KEFT trains.
         seed: Of everything drawn.
         device: Where to train.
 
@@ -42,7 +44,8 @@ def make_plan(
     """
     autoencoding = seeded(load_recipe(recipe, AutoencodeRecipe), seed)
     fine_tuning = seeded(load_recipe(recipe, KeftRecipe), seed)
-    plan = Plan(autoencoding, fine_tuning, base or out / "base", data, out, tuple(rates), seed, device)
+    evaluated = tuple(fine_tuning.phases[-1].rates if rates is None else rates)
+    plan = Plan(autoencoding, fine_tuning, base or out / "base", data, out, evaluated, seed, device)
     plan.check()
     if base is not None:
         return plan
@@ -73,6 +76,7 @@ def make_probe(
     return Probe(
         list(read_documents(texts)), shorten_passages(list(read_questions(questions)), words, plan.seed), plan.rates,
         plan.autoencoding.phases[-1].windows[1], samples, limit, plan.seed, (texts.name, questions.name),
+        (digest_file(texts), digest_file(questions)),
     )  # fmt: skip
 
 
@@ -115,7 +119,10 @@ def report_ablation(
     """
     rows = run_ablation(plan, probe, variants)
     start = GMSA(start_variant("default", plan.base, plan.autoencoding, plan.all_rates, plan.seed))
-    setting = describe_setting(start, model, seed=plan.seed, files=probe.files, num_samples=rows[0].num_questions)
+    setting = describe_setting(
+        start, model, seed=plan.seed, files=probe.files, num_samples=rows[0].num_questions,
+        max_new_tokens=MAX_NEW_TOKENS, digests=probe.digests, options={name: getattr(probe, name) for name in OPTIONS},
+    )  # fmt: skip
     name = "-".join(["ablation", *(file.removesuffix(".gz").rsplit(".", 1)[0] for file in probe.files)])
     path, _ = write_report(Report("ablation", setting, tuple(rows)), plan.out, name, plot_ablation)
     return rows, path

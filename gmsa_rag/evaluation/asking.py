@@ -8,6 +8,7 @@ from rich.progress import Progress, TaskID
 from gmsa_rag.errors import InputError
 from gmsa_rag.evaluation.conditions import RATED, choose_passages, compress_distinct, other_passages
 from gmsa_rag.evaluation.progress import progress_bar
+from gmsa_rag.evaluation.selection import Pool
 from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.decoders.local import BATCH_POSITIONS
 from gmsa_rag.inference.engine import GMSA
@@ -69,7 +70,7 @@ def find_wording(name: str) -> Wording | None:
 
 def ask(
     gmsa: GMSA, questions: Sequence[Question], conditions: Sequence[str], rates: Sequence[int], *,
-    wording: Wording | None = None, max_new_tokens: int = 16, seed: int = 0,
+    wording: Wording | None = None, max_new_tokens: int = 16, seed: int = 0, pool: Pool | None = None,
 ) -> list[Cell]:  # fmt: skip
     """Ask questions in several conditions, in those with a rate at each of the rates.
 
@@ -81,6 +82,7 @@ def ask(
         wording: Of the prompts; None for the checkpoint's own.
         max_new_tokens: Most tokens of an answer.
         seed: Decides whose memories stand in for the right ones.
+        pool: Passages that stand in where no other question has any that can; None for none.
 
     Returns:
         A cell per condition and rate, in order.
@@ -91,12 +93,13 @@ def ask(
         PromptTooLongError: If a question alone does not fit into the decoder.
     """
     keys = [(condition, rate) for condition in conditions for rate in (rates if condition in RATED else (None,))]
-    others = other_passages(questions, seed) if "other_memories" in conditions else [()] * len(questions)
+    others = other_passages(questions, seed, pool) if "other_memories" in conditions else [()] * len(questions)
+    texts = [text for passages in (*(q.passages for q in questions), *others) for text in passages]
     cells: dict[tuple[str, int | None], Cell] = {}
     with progress_bar() as bar:
         task = bar.add_task("questions", total=len(keys) * len(questions))
         for rate in dict.fromkeys(rate for _, rate in keys):  # a rate at a time: its memories are then let go
-            memories = compress_distinct(gmsa, [text for q in questions for text in q.passages], rate) if rate else {}
+            memories = compress_distinct(gmsa, texts, rate) if rate else {}
             for condition in [condition for condition, at in keys if at == rate]:
                 prompts = [
                     _prompt(gmsa, condition, question, other, memories, max_new_tokens, wording)

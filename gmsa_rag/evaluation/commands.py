@@ -1,11 +1,15 @@
 """`gmsa eval restoration | needle | qa | ablation`: the evaluations on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from gmsa_rag.evaluation.report import Setting
+    from gmsa_rag.inference.engine import GMSA
 
 app = typer.Typer(no_args_is_help=True, help="Evaluate a checkpoint. The same seed gives the same figures.")
 
@@ -50,9 +54,11 @@ def restoration(
     threads: Threads = 0,
 ) -> None:
     """Restore passages from their memories: token accuracy, BLEU, ROUGE, prefix and exact match, numbers, names."""
-    sizes, chosen = _numbers(windows, "--windows"), _numbers(rates, "--rates")
+    asked: dict[str, Any] = {
+        "windows": _numbers(windows, "--windows"), "rates": _numbers(rates, "--rates"), "samples": samples
+    }  # fmt: skip
     from gmsa_rag.evaluation.plots import plot_restoration
-    from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
+    from gmsa_rag.evaluation.report import Report, markdown_table, write_report
     from gmsa_rag.evaluation.restoration import evaluate_restoration
     from gmsa_rag.inference.engine import GMSA
     from gmsa_rag.plotting import check_plots
@@ -61,8 +67,8 @@ def restoration(
     _set_threads(threads)
     files, texts = _read_texts(data, file)
     gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
-    rows = evaluate_restoration(gmsa, texts, windows=sizes, rates=chosen, samples=samples, seed=seed)
-    setting = describe_setting(gmsa, model, seed=seed, files=files, num_samples=samples)
+    setting = _new_setting(out, f"restoration-{file}", gmsa, model, files, seed, asked)
+    rows = evaluate_restoration(gmsa, texts, seed=seed, **asked)
     report = Report("restoration", setting, tuple(rows))
     path, _ = write_report(report, out, f"restoration-{file}", plot_restoration)
     typer.echo(f"{markdown_table(rows)}\n{path}")
@@ -89,12 +95,14 @@ def needle(
     threads: Threads = 0,
 ) -> None:
     """Hide a sentence among passages and ask for it, from memories, from others' memories and from full text."""
-    sizes, places = _numbers(lengths, "--lengths"), _numbers(depths, "--depths", least=0)
-    chosen = _numbers(rates, "--rates")
+    asked: dict[str, Any] = {
+        "lengths": _numbers(lengths, "--lengths"), "depths": _numbers(depths, "--depths", least=0),
+        "rates": _numbers(rates, "--rates"), "samples": samples,
+    }  # fmt: skip
     from gmsa_rag.evaluation.haystack import KINDS
-    from gmsa_rag.evaluation.needle import evaluate_needle
+    from gmsa_rag.evaluation.needle import MAX_NEW_TOKENS, evaluate_needle
     from gmsa_rag.evaluation.plots import plot_needles
-    from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
+    from gmsa_rag.evaluation.report import Report, markdown_table, write_report
     from gmsa_rag.inference.engine import GMSA
     from gmsa_rag.plotting import check_plots
 
@@ -102,11 +110,9 @@ def needle(
     _set_threads(threads)
     files, texts = _read_texts(data, file)
     gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
-    kinds = KINDS if kind == "both" else (kind,)
-    rows = evaluate_needle(
-        gmsa, texts, kinds=kinds, lengths=sizes, depths=places, rates=chosen, samples=samples, seed=seed
-    )
-    setting = describe_setting(gmsa, model, seed=seed, files=files, num_samples=samples)
+    asked["kinds"] = KINDS if kind == "both" else (kind,)
+    setting = _new_setting(out, f"needle-{file}", gmsa, model, files, seed, asked, MAX_NEW_TOKENS)
+    rows = evaluate_needle(gmsa, texts, seed=seed, **asked)
     path, _ = write_report(Report("needle", setting, tuple(rows)), out, f"needle-{file}", plot_needles)
     typer.echo(f"{markdown_table(rows)}\n{path}")
 
@@ -132,7 +138,7 @@ def qa(
     threads: Threads = 0,
 ) -> None:
     """Answer questions from memories; beside them from others' memories, none, full text, and text cut as short."""
-    chosen, names = _numbers(rates, "--rates"), _names(file or ["squad1.1.dev"])
+    chosen, names = _numbers(rates, "--rates"), _file_names(file or ["squad1.1.dev"])
     from gmsa_rag.evaluation.abstaining import ABSTAIN_CONDITIONS, evaluate_abstaining
     from gmsa_rag.evaluation.conditions import CONDITIONS
     from gmsa_rag.evaluation.plots import plot_questions
@@ -147,16 +153,17 @@ def qa(
     _set_threads(threads)
     files = dict(zip(names, find_files(data, names, "qa", QUESTION_SUFFIXES), strict=True))
     gmsa = GMSA.from_pretrained(model, device=device, dtype=dtype)
+    known = ABSTAIN_CONDITIONS if abstain else CONDITIONS
+    asked: dict[str, Any] = {"rates": chosen, "limit": limit or None, "passages": passages, "wording": wording}
+    asked["conditions"] = tuple(_names([conditions])) if conditions else known
     evaluate = partial(
-        evaluate_abstaining if abstain else evaluate_questions, gmsa, rates=chosen, max_new_tokens=max_new_tokens,
-        conditions=_names([conditions]) if conditions else ABSTAIN_CONDITIONS if abstain else CONDITIONS,
-        limit=limit or None, seed=seed, passages=passages, k=k, embedder=embedder, wording=wording,
+        evaluate_abstaining if abstain else evaluate_questions, gmsa, max_new_tokens=max_new_tokens, seed=seed, k=k,
+        embedder=embedder, **asked,
     )  # fmt: skip
-    numbered = f"{passages}{k}" if passages in ("distractors", "retrieved") else passages
-    suffix = "".join(f"-{part}" for part in (numbered, wording) if part not in ("given", "own"))
     table, path = report_files(
-        gmsa, model, files, out, evaluate, kind="abstain" if abstain else "qa", seed=seed, suffix=suffix,
-        plot=None if abstain else plot_questions,
+        gmsa, model, files, out, evaluate, kind="abstain" if abstain else "qa", seed=seed,
+        suffix=_suffix(passages, k, wording), plot=None if abstain else plot_questions, max_new_tokens=max_new_tokens,
+        options=asked | _selection_options(passages, k, embedder),
     )  # fmt: skip
     typer.echo(f"{table}\n{path}")
 
@@ -181,7 +188,10 @@ def ablation(
     questions: Annotated[
         str, typer.Option(help="Question file to ask from, by its name without suffix.")
     ] = "squad1.1.dev",
-    rates: Annotated[str, typer.Option(help="Rates to evaluate, with commas between.")] = "4,8",
+    rates: Annotated[
+        str | None,
+        typer.Option(help="Rates to evaluate, with commas between.", show_default="those of KEFT's last phase"),
+    ] = None,
     samples: Annotated[int, typer.Option(help="Passages to restore.", min=2)] = 100,
     limit: Annotated[int, typer.Option(help="Ask so many questions, drawn at random; 0 asks all.", min=0)] = 500,
     seed: Seed = 0,
@@ -189,7 +199,7 @@ def ablation(
     threads: Threads = 0,
 ) -> None:
     """Train variants and baselines of GMSA from one small base, and compare them; an interrupted call goes on."""
-    chosen = _numbers(rates, "--rates")
+    chosen = None if rates is None else _numbers(rates, "--rates")
     from gmsa_rag.evaluation.ablation_report import make_plan, make_probe, report_ablation
     from gmsa_rag.evaluation.metrics import check_text_metrics
     from gmsa_rag.evaluation.report import markdown_table
@@ -207,6 +217,42 @@ def ablation(
     typer.echo(f"{markdown_table(rows)}\n{path}")
 
 
+def _new_setting(
+    out: Path, name: str, gmsa: "GMSA", model: str, files: Sequence[Path], seed: int, asked: Mapping[str, Any],
+    max_new_tokens: int | None = None,
+) -> "Setting":  # fmt: skip
+    """What is going to be measured; InputError if a report of something else is in its way."""
+    from gmsa_rag.evaluation.report import check_replaceable, describe_setting, digest_file
+
+    setting = describe_setting(
+        gmsa, model, seed=seed, files=files, num_samples=asked["samples"], max_new_tokens=max_new_tokens,
+        digests=[digest_file(path) for path in files], options=asked,
+    )  # fmt: skip
+    check_replaceable(setting, out, name)
+    return setting
+
+
+def _file_names(texts: Sequence[str]) -> list[str]:
+    names = _names(texts)
+    if not names:
+        raise typer.BadParameter(f"expected names of question files, got {','.join(texts)!r}", param_hint="--file")
+    return names
+
+
+def _suffix(passages: str, k: int, wording: str) -> str:
+    """End of a report's name: what it was asked of, in whose words, where that is not the default."""
+    numbered = f"{passages}{k}" if passages in ("distractors", "retrieved") else passages
+    return "".join(f"-{part}" for part in (numbered, wording) if part not in ("given", "own"))
+
+
+def _selection_options(passages: str, k: int, embedder: str) -> dict[str, Any]:
+    """What passages are selected by, as far as it matters; of a path to an embedding model its end."""
+    return {
+        **({"k": k} if passages in ("distractors", "retrieved") else {}),
+        **({"embedder": Path(embedder).name} if passages == "retrieved" else {}),
+    }
+
+
 def _read_texts(data: Path, name: str) -> tuple[list[Path], list[str]]:
     """The text files of a name, and their documents."""
     from gmsa_rag.training.data import find_files, read_documents
@@ -221,9 +267,9 @@ def _names(texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
 
 
-def _numbers(text: str, option: str, least: int = 1) -> list[int]:
+def _numbers(text: str, option: str, least: int = 1) -> tuple[int, ...]:
     try:
-        numbers = [int(number) for number in text.split(",")]
+        numbers = tuple(int(number) for number in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(
             f"expected whole numbers with commas between, got {text!r}", param_hint=option

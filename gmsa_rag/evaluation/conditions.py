@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
 from gmsa_rag.errors import InputError
+from gmsa_rag.evaluation.selection import Pool
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import Part
 from gmsa_rag.memory.memory import Memory
@@ -14,6 +15,7 @@ CONDITIONS = ("memories", "other_memories", "truncated_text", "closed_book", "fu
 RATED = ("memories", "other_memories", "truncated_text")
 CITING = ("memories", "truncated_text", "full_text")
 COMPRESS_CHUNK = 512
+Group = tuple[tuple[str, ...], tuple[str, ...]]  # passages and their titles
 
 
 def compress_distinct(gmsa: GMSA, texts: Sequence[str], rate: int) -> dict[str, Memory]:
@@ -37,15 +39,20 @@ def choose_passages(
     return [memories[text] for text in (other if condition == "other_memories" else question.passages)]
 
 
-def other_passages(questions: Sequence[Question], seed: int) -> list[tuple[str, ...]]:
+def other_passages(questions: Sequence[Question], seed: int, pool: Pool | None = None) -> list[tuple[str, ...]]:
     """For each question as many passages of another one, none of them its own, and of other titles where there are.
 
+    Args:
+        questions: Those to ask.
+        seed: Of the draws.
+        pool: Where passages are drawn from if no other question has any that can stand in; None for nowhere.
+
     Raises:
-        InputError: If all questions share passages.
+        InputError: If no passage can stand in for a question's.
     """
     groups = list(dict.fromkeys((q.passages, q.titles) for q in questions))
     random.Random(seed).shuffle(groups)
-    chosen = {group: _other_group(groups, at) for at, group in enumerate(groups)}
+    chosen = {group: _other_group(groups, at) or _from_pool(group, pool, seed) for at, group in enumerate(groups)}
     return [tuple(islice(cycle(chosen[q.passages, q.titles]), len(q.passages))) for q in questions]
 
 
@@ -60,20 +67,27 @@ def check_conditions(conditions: Sequence[str], known: Sequence[str], rates: Seq
         raise InputError("rates", expected="at least one", got="none", remedy="Name the rates to compress at.")
 
 
-def _other_group(groups: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], at: int) -> tuple[str, ...]:
-    """Passages of the next group that shares none; one that shares no title first."""
+def _other_group(groups: Sequence[Group], at: int) -> tuple[str, ...]:
+    """Passages of the next group that shares none; one that shares no title first; none if there is no such group."""
     passages, titles = map(set, groups[at])
-    foreign: tuple[str, ...] | None = None
+    foreign: tuple[str, ...] = ()
     for other, named in [*groups[at + 1 :], *groups[:at]]:
         if other and passages.isdisjoint(other):
             if titles.isdisjoint(named):
                 return other
             foreign = foreign or other
-    if foreign is None:
+    return foreign
+
+
+def _from_pool(group: Group, pool: Pool | None, seed: int) -> tuple[str, ...]:
+    passages, titles = group
+    found = pool.others(passages, titles, random.Random(f"{seed} {passages}")) if pool else []
+    if not found:
         raise InputError(
             "questions",
-            expected="some of other passages, for the condition other_memories",
-            got="all of the same ones",
-            remedy="Ask more questions, or leave the condition out.",
+            expected="passages that are not a question's own, for the condition other_memories",
+            got=f"one that has all {len(set(passages))} there are",
+            remedy="Take a file with more passages, select fewer for a question, or leave other_memories out of the "
+            "conditions.",
         )
-    return foreign
+    return tuple(found)

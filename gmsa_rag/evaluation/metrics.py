@@ -90,15 +90,15 @@ def bleu_interval(restored: Sequence[str], references: Sequence[str], seed: int)
     return float(low), float(high)
 
 
-def rouge(restored: Sequence[str], references: Sequence[str]) -> tuple[float, float, float]:
-    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F by rouge-score, each 0 to 1.
+def rouge(restored: Sequence[str], references: Sequence[str]) -> tuple[list[float], list[float], list[float]]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F of each text by rouge-score, each 0 to 1.
 
     Raises:
         DependencyError: If rouge-score is missing.
     """
     scorer = load_optional("rouge_score.rouge_scorer").RougeScorer(list(ROUGE))
     scores = [scorer.score(reference, text) for reference, text in zip(references, restored, strict=True)]
-    first, second, longest = (mean([score[name].fmeasure for score in scores]) for name in ROUGE)
+    first, second, longest = ([score[name].fmeasure for score in scores] for name in ROUGE)
     return first, second, longest
 
 
@@ -147,6 +147,28 @@ def bootstrap_interval(values: Sequence[float], seed: int) -> tuple[float, float
     array, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     means = [array[rng.integers(0, len(array), len(array))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float], seed: int) -> tuple[float, float] | None:
+    """95 % interval of the sum of some values by the sum of others, by drawing both together anew 1,000 times.
+
+    Args:
+        parts: One per sample.
+        wholes: One per sample, each >= 0.
+        seed: Of the draws.
+
+    Returns:
+        Lower and upper end: the 2.5th and 97.5th percentile of the ratios, draws without a whole left out; None if
+        that leaves none.
+    """
+    pairs, rng = np.array([parts, wholes], dtype=np.float64), np.random.default_rng(seed)
+    count = pairs.shape[1]
+    sums = [pairs[:, rng.integers(0, count, count)].sum(axis=1) for _ in range(RESAMPLES if count else 0)]
+    ratios = [part / whole for part, whole in sums if whole > 0]
+    if not ratios:
+        return None
+    low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -16,6 +16,7 @@ from gmsa_rag.inference.prompt import Part, parse_answer
 from gmsa_rag.memory.memory import Memory
 
 Haystack = tuple[str, ...]
+MAX_NEW_TOKENS = 24
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class NeedleRow:
             depth: what is guessed. None for text, or if a prompt does not fit.
         mean_positions: Mean positions of a prompt in the decoder.
         num_too_long: Prompts that do not leave room for an answer.
+        other_accuracy_interval: 95 % bootstrap interval of other_accuracy; None with it.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class NeedleRow:
     other_accuracy: float | None
     mean_positions: float
     num_too_long: int
+    other_accuracy_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def evaluate_needle(
     depths: Sequence[int] = (0, 25, 50, 75, 100),
     rates: Sequence[int] = (1, 4, 8),
     samples: int = 20,
-    max_new_tokens: int = 24,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     seed: int = 0,
 ) -> list[NeedleRow]:
     """Hide sentences in haystacks, and ask for them from memories and from full text.
@@ -153,7 +156,7 @@ def _evaluate_cell(
     positions = [gmsa.num_positions(prompt) for prompt in prompts]
     answers = _answers(gmsa, prompts, max_new_tokens)
     others = None if rate is None else _answers(gmsa, _prompts(gmsa, cell.needles, of_others(read)), max_new_tokens)
-    found = None if answers is None else _found(answers, cell.needles)
+    found, guessed = (None if said is None else _found(said, cell.needles) for said in (answers, others))
     digits = None
     if answers is not None and cell.kind == "passkey":
         pairs = zip(answers, cell.needles, strict=True)
@@ -167,9 +170,10 @@ def _evaluate_cell(
         accuracy=None if found is None else mean(found),
         accuracy_interval=None if found is None else bootstrap_interval(found, seed),
         digit_accuracy=digits,
-        other_accuracy=None if others is None else mean(_found(others, cell.needles)),
+        other_accuracy=None if guessed is None else mean(guessed),
         mean_positions=mean(positions),
         num_too_long=sum(length + max_new_tokens > gmsa.decoder_window for length in positions),
+        other_accuracy_interval=None if guessed is None else bootstrap_interval(guessed, seed),
     )
 
 

@@ -10,6 +10,9 @@ brackets passed over. So a name after an abbreviation ("St. Helena") is not coun
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gmsa_rag.evaluation.metrics import ratio_interval
 
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 # The escapes are typographic quotes.
@@ -47,21 +50,44 @@ def words(text: str) -> Counter[str]:
     return Counter(WORD.findall(text))
 
 
-def numbers_exact(restored: Sequence[str], texts: Sequence[str]) -> float | None:
-    """Share of the texts' numbers that are in their restorations, 0 to 1; see `_share`."""
-    return _share(restored, texts, numbers, numbers)
+@dataclass(frozen=True)
+class Restored:
+    """How many numbers or names there are in each of some texts, and how many of them are in its restoration.
+
+    What occurs twice must be restored twice.
+
+    Attributes:
+        found: Of each text, those restored.
+        totals: Of each text, all.
+    """
+
+    found: list[int]
+    totals: list[int]
+
+    @property
+    def share(self) -> float | None:
+        """Share that is restored over all texts together, 0 to 1; None where there is nothing to restore."""
+        total = sum(self.totals)
+        return sum(self.found) / total if total else None
+
+    def interval(self, seed: int) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the share over texts; None with it."""
+        return ratio_interval(self.found, self.totals, seed)
 
 
-def names_exact(restored: Sequence[str], texts: Sequence[str]) -> float | None:
-    """Share of the texts' names that are in their restorations, anywhere, as whole words, 0 to 1; see `_share`."""
-    return _share(restored, texts, names, words)
+def numbers_restored(restored: Sequence[str], texts: Sequence[str]) -> Restored:
+    """The texts' numbers, and those that are in their restorations."""
+    return _count(restored, texts, numbers, numbers)
 
 
-def _share(
+def names_restored(restored: Sequence[str], texts: Sequence[str]) -> Restored:
+    """The texts' names, and those that are in their restorations, anywhere, as whole words."""
+    return _count(restored, texts, names, words)
+
+
+def _count(
     restored: Sequence[str], texts: Sequence[str], wanted: Callable[[str], Counter[str]],
     found: Callable[[str], Counter[str]],
-) -> float | None:  # fmt: skip
-    """Over all texts together; what occurs twice must be restored twice. None where there is nothing to restore."""
+) -> Restored:  # fmt: skip
     pairs = [(wanted(text), found(output)) for output, text in zip(restored, texts, strict=True)]
-    total = sum(truth.total() for truth, _ in pairs)
-    return sum((truth & output).total() for truth, output in pairs) / total if total else None
+    return Restored([(truth & output).total() for truth, output in pairs], [truth.total() for truth, _ in pairs])

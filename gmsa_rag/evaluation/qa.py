@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 
 from gmsa_rag.evaluation.asking import OWN, Cell, ask, find_wording
 from gmsa_rag.evaluation.conditions import CITING, CONDITIONS, check_conditions
-from gmsa_rag.evaluation.metrics import bootstrap_interval, cover_match, exact_match, f1_score, mean
+from gmsa_rag.evaluation.metrics import (
+    bootstrap_interval,
+    cover_match,
+    exact_match,
+    f1_score,
+    mean,
+    ratio_interval,
+)
 from gmsa_rag.evaluation.selection import Selection, select_passages
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import Answer
@@ -38,6 +45,10 @@ class QARow:
         gold_recall: Share of the gold passages that were retrieved; None where none were.
         mean_positions: Mean positions of a prompt in the decoder.
         num_too_long: Prompts that left no room for an answer and lost passages from the end.
+        abstained: Share of answers that say the checkpoint's `no_answer`, neither good nor bad by itself; None where
+            the checkpoint has none.
+        relative_f1_interval: 95 % bootstrap interval of relative_f1, the same questions drawn in both conditions; None
+            with it.
     """
 
     condition: str
@@ -56,6 +67,8 @@ class QARow:
     gold_recall: float | None
     mean_positions: float
     num_too_long: int
+    abstained: float | None = None
+    relative_f1_interval: tuple[float, float] | None = None
 
 
 def evaluate_questions(
@@ -91,18 +104,20 @@ def evaluate_questions(
     words = find_wording(wording)
     selection = select_passages(questions, passages, k=k, embedder=embedder, limit=limit, seed=seed)
     cells = ask(
-        gmsa, selection.questions, conditions, rates, wording=words, max_new_tokens=max_new_tokens, seed=seed
+        gmsa, selection.questions, conditions, rates, wording=words, max_new_tokens=max_new_tokens, seed=seed,
+        pool=selection.pool,
     )  # fmt: skip
-    numbered = gmsa.config.cites and words is None
-    return _relate([_row(cell, selection, wording, numbered and cell.condition in CITING, seed) for cell in cells])
+    numbered, abstains = gmsa.config.cites and words is None, bool(gmsa.config.no_answer)
+    rows = [_row(cell, selection, wording, numbered and cell.condition in CITING, abstains, seed) for cell in cells]
+    return _relate(rows, [_f1_scores(cell, selection.questions) for cell in cells], seed)
 
 
-def _row(cell: Cell, selection: Selection, wording: str, cites: bool, seed: int) -> QARow:
+def _row(cell: Cell, selection: Selection, wording: str, cites: bool, abstains: bool, seed: int) -> QARow:
     questions = selection.questions
     pairs = [(answer.text, question.answers) for answer, question in zip(cell.answers, questions, strict=True)]
     em = [exact_match(text, accepted) for text, accepted in pairs]
     cover = [cover_match(text, accepted) for text, accepted in pairs]
-    f1 = [f1_score(text, accepted) for text, accepted in pairs]
+    f1 = _f1_scores(cell, questions)
     return QARow(
         condition=cell.condition,
         rate=cell.rate,
@@ -120,13 +135,28 @@ def _row(cell: Cell, selection: Selection, wording: str, cites: bool, seed: int)
         gold_recall=selection.gold_recall,
         mean_positions=mean(cell.positions),
         num_too_long=sum(dropped > 0 for dropped in cell.dropped),
+        abstained=mean([float(answer.abstained) for answer in cell.answers]) if abstains else None,
     )
 
 
-def _relate(rows: Sequence[QARow]) -> list[QARow]:
-    """The rows with their F1 relative to full text's."""
-    full = sum(row.f1 for row in rows if row.condition == "full_text")
-    return [replace(row, relative_f1=row.f1 / full if full else None) for row in rows]
+def _relate(rows: Sequence[QARow], scores: Sequence[Sequence[float]], seed: int) -> list[QARow]:
+    """The rows with their F1 relative to full text's, if it has any, given the F1 of each question in each row."""
+    full = next((at for at, row in enumerate(rows) if row.condition == "full_text"), None)
+    if full is None or not rows[full].f1:
+        return list(rows)
+    return [
+        replace(
+            row,
+            relative_f1=row.f1 / rows[full].f1,
+            relative_f1_interval=ratio_interval(own, scores[full], seed),
+        )
+        for row, own in zip(rows, scores, strict=True)
+    ]
+
+
+def _f1_scores(cell: Cell, questions: Sequence[Question]) -> list[float]:
+    pairs = zip(cell.answers, questions, strict=True)
+    return [f1_score(answer.text, question.answers) for answer, question in pairs]
 
 
 def _citation_accuracy(questions: Sequence[Question], answers: Sequence[Answer]) -> float | None:

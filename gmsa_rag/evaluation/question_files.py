@@ -2,10 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, write_report
+from gmsa_rag.errors import InputError
+from gmsa_rag.evaluation.report import (
+    Report,
+    Setting,
+    check_replaceable,
+    describe_setting,
+    digest_file,
+    markdown_table,
+    write_report,
+)
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.training.data import Question, read_questions
 
@@ -16,7 +26,8 @@ JOINT = "joint"
 def report_files(
     gmsa: GMSA, model: str, files: Mapping[str, Path], out: Path,
     evaluate: Callable[[Sequence[Question]], Sequence[Row]], *, kind: str, seed: int, suffix: str = "",
-    plot: Callable[[Sequence[Row], Path], Path] | None = None,
+    plot: Callable[..., Path] | None = None, max_new_tokens: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[str, Path]:  # fmt: skip
     """Evaluate question files one by one, and write `<kind>-<name><suffix>` for each as soon as it is done.
 
@@ -29,20 +40,30 @@ def report_files(
         kind: Of the reports: "qa" or "abstain".
         seed: Of everything drawn.
         suffix: End of the reports' names.
-        plot: Draws the rows of one file; None draws nothing.
+        plot: Draws rows into a PNG file, given the question file's name as `file`; None draws nothing.
+        max_new_tokens: Most tokens of an answer, for the report.
+        options: What else `evaluate` was made with, for the report.
 
     Returns:
         A Markdown table and the path of its report as JSON: of the one file, or of all, each row under its file's name.
 
     Raises:
         DataError: If a file cannot be read.
+        InputError: If there is no file, or `out` holds a report of another setting that would be replaced.
     """
-    setting = describe_setting(gmsa, model, seed=seed, files=list(files.values()), num_samples=0)
+    setting = describe_setting(
+        gmsa, model, seed=seed, files=list(files.values()), num_samples=0, max_new_tokens=max_new_tokens,
+        digests=[digest_file(path) for path in files.values()], options=options,
+    )  # fmt: skip
+    settings = _settings(setting, files)
+    for name, each in settings.items():
+        check_replaceable(each, out, f"{kind}-{name}{suffix}")
     rows: dict[str, Sequence[Any]] = {}
     for name, path in files.items():
         rows[name] = evaluate(list(read_questions(path)))
-        own = replace(setting, files=(path.name,), num_samples=rows[name][0].num_questions)
-        written, _ = write_report(Report(kind, own, tuple(rows[name])), out, f"{kind}-{name}{suffix}", plot)
+        own = replace(settings[name], num_samples=rows[name][0].num_questions)
+        draw = None if plot is None else partial(plot, file=name)
+        written, _ = write_report(Report(kind, own, tuple(rows[name])), out, f"{kind}-{name}{suffix}", draw)
     if len(files) == 1:
         return markdown_table(rows[name]), written
     joint = joint_rows(rows)
@@ -61,3 +82,12 @@ def joint_rows(rows: Mapping[str, Sequence[Any]]) -> list[Any]:
     names = [field.name for field in fields(kind)]
     joint = make_dataclass(f"File{kind.__name__}", ["file", *names], frozen=True)
     return [joint(file, *(getattr(row, name) for name in names)) for file, found in rows.items() for row in found]
+
+
+def _settings(setting: Setting, files: Mapping[str, Path]) -> dict[str, Setting]:
+    """Settings of all reports by the files' names, that of the joint one last, out of that of all files."""
+    if not files:
+        raise InputError("files", expected="at least one question file", got="none", remedy="Name some.")
+    pairs = zip(files, setting.files, setting.digests, strict=True)
+    own = {name: replace(setting, files=(file,), digests=(digest,)) for name, file, digest in pairs}
+    return own if len(files) == 1 else {**own, JOINT: setting}

@@ -1,12 +1,13 @@
 """Reports: rows of an evaluation with all that is needed to judge and repeat them, as JSON and as a Markdown table."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,12 +16,14 @@ import torch
 import transformers
 
 from gmsa_rag import __version__
-from gmsa_rag.errors import DataError, InputError
+from gmsa_rag.errors import DataError, InputError, first_line
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.modeling.checkpoint import fingerprint
 from gmsa_rag.writing import beside
 
 Row = TypeVar("Row")
+# What makes two reports ones of the same setting; machine, versions and date may differ.
+SETTING = ("fingerprint", "decoder", "dtype", "seed", "files", "digests", "max_new_tokens", "options")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Setting:
         seed: Of everything drawn.
         files: Names of the data files.
         num_samples: Passages or questions a row is made of.
+        max_new_tokens: Most tokens of an answer; None where that is not chosen.
+        digests: Of each data file, as `digest_file` gives it; () where none was read.
+        options: What else the evaluation was called with, such as rates and conditions.
     """
 
     model: str
@@ -61,6 +67,9 @@ class Setting:
     seed: int
     files: tuple[str, ...]
     num_samples: int
+    max_new_tokens: int | None = None
+    digests: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,9 @@ class Report(Generic[Row]):
 
 
 def describe_setting(
-    gmsa: GMSA, model: str | Path, *, seed: int, files: Sequence[Path | str], num_samples: int
-) -> Setting:
+    gmsa: GMSA, model: str | Path, *, seed: int, files: Sequence[Path | str], num_samples: int,
+    max_new_tokens: int | None = None, digests: Sequence[str] = (), options: Mapping[str, Any] | None = None,
+) -> Setting:  # fmt: skip
     """Describe a checkpoint and this machine.
 
     Args:
@@ -89,6 +99,9 @@ def describe_setting(
         seed: Of everything drawn.
         files: Data files; only their names are kept.
         num_samples: Passages or questions a row is made of.
+        max_new_tokens: Most tokens of an answer.
+        digests: Of the data files, in their order.
+        options: What else the evaluation is called with: values of JSON, and tuples of them.
     """
     device = gmsa.decoder.device
     return Setting(
@@ -107,7 +120,53 @@ def describe_setting(
         seed=seed,
         files=tuple(Path(file).name for file in files),
         num_samples=num_samples,
+        max_new_tokens=max_new_tokens,
+        digests=tuple(digests),
+        options=dict(options or {}),
     )
+
+
+def digest_file(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256, by which it is told from another of its name.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise DataError(
+            path.name, expected="a file to read", got=first_line(error), remedy="Check its path and permissions."
+        ) from error
+
+
+def check_replaceable(setting: Setting, directory: Path, name: str) -> None:
+    """Refuse to replace a report of another setting; call it before time is spent on a new one.
+
+    Args:
+        setting: That of the report to write; its `num_samples` may be yet unknown.
+        directory: Where it will be written.
+        name: Of its files, without suffix.
+
+    Raises:
+        InputError: If a report of that name is there and says of another checkpoint, data, seed or options, or does
+            not say of which.
+    """
+    path = directory / f"{name}.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))["setting"]
+        wrong = _differences(old, json.loads(json.dumps(dataclasses.asdict(setting))))
+        got = f"one with another {', '.join(wrong)}" if wrong else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        got = "one that is no report"
+    if got:
+        raise InputError(
+            "out", expected=f"no {path.name}, or one of the same setting", got=got,
+            remedy="Choose another --out, or remove the old report.",
+        )  # fmt: skip
 
 
 def markdown_table(rows: Sequence[Any]) -> str:
@@ -184,8 +243,10 @@ def describe_machine(device: torch.device) -> str:
 
 
 def _cell(value: object) -> str:
-    if value is None:
+    if value is None or value == ():
         return "-"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name.replace('_', ' ')} {_cell(item)}" for name, item in value.items()) or "-"
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, tuple):
@@ -201,7 +262,18 @@ def _replace(path: Path, text: str) -> Path:
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else _tuples(value) if isinstance(value, dict) else value
+        for name, value in fields.items()
+    }
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of what two settings, as read from JSON, do not have in common; options by their own names."""
+    names = [name for name in SETTING if name != "options" and old.get(name) != new.get(name)]
+    before, now = old.get("options", {}), new["options"]
+    names += [name for name in {**before, **now} if before.get(name, ()) != now.get(name, ())]
+    return [name.replace("_", " ") for name in names]
 
 
 def _processor() -> str:

@@ -19,7 +19,7 @@ from gmsa_rag.evaluation.metrics import (
     prefix_share,
     rouge,
 )
-from gmsa_rag.evaluation.numbers_and_names import names_exact, numbers_exact
+from gmsa_rag.evaluation.numbers_and_names import names_restored, numbers_restored
 from gmsa_rag.evaluation.passages import cut_passages, of_others
 from gmsa_rag.evaluation.progress import progress_bar
 from gmsa_rag.inference.batching import token_budget_batches
@@ -63,6 +63,18 @@ class RestorationRow:
         other_exact_match: From another passage's memory.
         other_numbers_exact: From another passage's memory.
         other_names_exact: From another passage's memory.
+        rouge_l_interval: Interval of that figure.
+        prefix_match_interval: Interval of that figure.
+        exact_match_interval: Interval of that figure.
+        numbers_exact_interval: Interval of that figure; None with it.
+        names_exact_interval: Interval of that figure; None with it.
+        other_token_accuracy_interval: Interval of that figure.
+        other_bleu_interval: Interval of that figure.
+        other_rouge_l_interval: Interval of that figure.
+        other_prefix_match_interval: Interval of that figure.
+        other_exact_match_interval: Interval of that figure.
+        other_numbers_exact_interval: Interval of that figure; None with it.
+        other_names_exact_interval: Interval of that figure; None with it.
     """
 
     window: int
@@ -88,6 +100,18 @@ class RestorationRow:
     other_exact_match: float
     other_numbers_exact: float | None
     other_names_exact: float | None
+    rouge_l_interval: tuple[float, float] | None = None
+    prefix_match_interval: tuple[float, float] | None = None
+    exact_match_interval: tuple[float, float] | None = None
+    numbers_exact_interval: tuple[float, float] | None = None
+    names_exact_interval: tuple[float, float] | None = None
+    other_token_accuracy_interval: tuple[float, float] | None = None
+    other_bleu_interval: tuple[float, float] | None = None
+    other_rouge_l_interval: tuple[float, float] | None = None
+    other_prefix_match_interval: tuple[float, float] | None = None
+    other_exact_match_interval: tuple[float, float] | None = None
+    other_numbers_exact_interval: tuple[float, float] | None = None
+    other_names_exact_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +126,12 @@ class _TextScores:
     exact_match: float
     numbers_exact: float | None
     names_exact: float | None
+    bleu_interval: tuple[float, float]
+    rouge_l_interval: tuple[float, float]
+    prefix_match_interval: tuple[float, float]
+    exact_match_interval: tuple[float, float]
+    numbers_exact_interval: tuple[float, float] | None
+    names_exact_interval: tuple[float, float] | None
 
 
 def evaluate_restoration(
@@ -216,36 +246,45 @@ def _evaluate_cell(gmsa: GMSA, passages: Sequence[list[int]], window: int, rate:
     memories = gmsa.compress(texts, rate)
     accuracies = token_accuracies(gmsa, memories, passages)
     restored = restore_all(gmsa, memories)
-    own = _score_texts(gmsa, restored, texts, passages)
+    own = _score_texts(gmsa, restored, texts, passages, seed)
     # A memory is restored to the same text whichever passage is asked for, so nothing is generated anew for the others.
-    other = _score_texts(gmsa, of_others(restored), texts, passages)
+    other = _score_texts(gmsa, of_others(restored), texts, passages, seed)
+    other_accuracies = token_accuracies(gmsa, of_others(memories), passages)
     return RestorationRow(
         window=window,
         rate=rate,
         num_samples=len(passages),
         token_accuracy=mean(accuracies),
         token_accuracy_interval=bootstrap_interval(accuracies, seed),
-        bleu_interval=bleu_interval(restored, texts, seed),
         **asdict(own),
-        other_token_accuracy=mean(token_accuracies(gmsa, of_others(memories), passages)),
+        other_token_accuracy=mean(other_accuracies),
+        other_token_accuracy_interval=bootstrap_interval(other_accuracies, seed),
         **{f"other_{name}": value for name, value in asdict(other).items()},
     )
 
 
 def _score_texts(
-    gmsa: GMSA, restored: Sequence[str], texts: Sequence[str], passages: Sequence[list[int]]
+    gmsa: GMSA, restored: Sequence[str], texts: Sequence[str], passages: Sequence[list[int]], seed: int
 ) -> _TextScores:
     first, second, longest = rouge(restored, texts)
-    pairs = zip(gmsa.codec.encode(restored), passages, strict=True)
+    prefixes = [prefix_share(ids, truth) for ids, truth in zip(gmsa.codec.encode(restored), passages, strict=True)]
+    exact = [float(text == truth) for text, truth in zip(restored, texts, strict=True)]
+    numbers, names = numbers_restored(restored, texts), names_restored(restored, texts)
     return _TextScores(
         bleu=bleu(restored, texts),
-        rouge_1=first,
-        rouge_2=second,
-        rouge_l=longest,
-        prefix_match=mean([prefix_share(found, truth) for found, truth in pairs]),
-        exact_match=mean([float(text == truth) for text, truth in zip(restored, texts, strict=True)]),
-        numbers_exact=numbers_exact(restored, texts),
-        names_exact=names_exact(restored, texts),
+        rouge_1=mean(first),
+        rouge_2=mean(second),
+        rouge_l=mean(longest),
+        prefix_match=mean(prefixes),
+        exact_match=mean(exact),
+        numbers_exact=numbers.share,
+        names_exact=names.share,
+        bleu_interval=bleu_interval(restored, texts, seed),
+        rouge_l_interval=bootstrap_interval(longest, seed),
+        prefix_match_interval=bootstrap_interval(prefixes, seed),
+        exact_match_interval=bootstrap_interval(exact, seed),
+        numbers_exact_interval=numbers.interval(seed),
+        names_exact_interval=names.interval(seed),
     )
 
 

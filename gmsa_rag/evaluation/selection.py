@@ -76,6 +76,22 @@ class Pool:
             )  # fmt: skip
         return found
 
+    def others(self, passages: Sequence[str], titles: Sequence[str], rng: random.Random) -> list[str]:
+        """Passages that are none of some, those of other titles first.
+
+        Args:
+            passages: What to leave out.
+            titles: Their titles.
+            rng: Draws where to begin.
+
+        Returns:
+            As many different passages as are left out, or all there are.
+        """
+        start, own, named = rng.randrange(len(self._mixed) or 1), set(passages), set(titles)
+        left = [text for text in chain(self._mixed[start:], self._mixed[:start]) if text not in own]
+        left.sort(key=lambda text: self.titles[text] in named)  # stable
+        return left[: len(passages)]
+
     def _foreign(self, question: Question, rng: random.Random) -> Iterator[Titled]:
         gold = {question.passages[index] for index in question.gold}
         titles = dict.fromkeys(question.titles[index] for index in question.gold if question.titles[index])

@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,16 @@ from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import CheckpointError, ConfigError, DataError, InputError
 from gmsa_rag.evaluation import ablation, metrics, small_base
 from gmsa_rag.evaluation.ablation import AblationRow, join_rows, plot_ablation, run_ablation
-from gmsa_rag.evaluation.ablation_report import make_probe, shorten_passages
+from gmsa_rag.evaluation.ablation_report import make_plan, make_probe, shorten_passages
 from gmsa_rag.evaluation.ablation_training import Plan, autoencode_variant, fine_tune_variant, seeded
-from gmsa_rag.evaluation.baselines import ClosedBookObjective, FullTextObjective, TruncatedText, without_passages
 from gmsa_rag.evaluation.commands import app
 from gmsa_rag.evaluation.qa import QARow
 from gmsa_rag.evaluation.report import read_report
 from gmsa_rag.evaluation.variants import VARIANTS, make_compressor, start_variant
-from gmsa_rag.modeling.compressor import Compressor
 from gmsa_rag.training import loop
 from gmsa_rag.training.autoencoding import compressor_parameters
 from gmsa_rag.training.data import Question
-from gmsa_rag.training.examples import IGNORED, Passage, Segment, as_text, collate
-from gmsa_rag.training.objective import Objective
+from gmsa_rag.training.examples import Segment
 from gmsa_rag.training.pools import Pools
 from gmsa_rag.training.recipe import AutoencodeRecipe, KeftRecipe, Optimisation, Phase
 from gmsa_rag.training.tasks import Tasks
@@ -96,14 +94,6 @@ def decoder(make_base):
     return make_base()
 
 
-@pytest.fixture(scope="module")
-def batch():
-    """Two examples: a memory between text, and one at the beginning of what is learned."""
-    first = [Segment([5, 6]), Passage([7, 8, 9, 10, 11], 2), Segment([12]), Segment([13, 14], learn=True)]
-    second = [Segment([5]), Passage([20, 21, 22], 4), Segment([23, 24, 25], learn=True)]
-    return [first, second], collate([first, second], 32)
-
-
 def test_every_variant_gets_a_row_a_rate_and_the_same_again(plan, probe, tmp_path):
     rows = run_ablation(plan, probe, VARIANTS)
     rated = [name for name in VARIANTS if name not in ("full_text", "closed_book")]
@@ -132,6 +122,20 @@ def test_a_finished_variant_is_neither_trained_nor_evaluated_again(plan, probe, 
     assert run_ablation(plan, probe, ["default"]) == before
     other = dataclasses.replace(probe, limit=2)
     assert run_ablation(plan, other, ["default"])[0].num_questions == 2
+
+
+def test_rows_of_a_replaced_file_are_evaluated_again(plan, probe, data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    file = tmp_path / "data" / "qa" / "rivers.dev.jsonl"
+    evaluated = []
+    monkeypatch.setattr(ablation, "evaluate_variant", lambda plan, probe, variant: evaluated.append(probe) or [])
+    moved = dataclasses.replace(plan, data=tmp_path / "data")
+    for _ in range(2):
+        run_ablation(plan, make_probe(moved, "rivers.heldout", "rivers.dev", samples=2, limit=3), ["default"])
+    assert [found.digests for found in evaluated] == [probe.digests]
+    file.write_text(file.read_text() + "\n")
+    run_ablation(plan, make_probe(moved, "rivers.heldout", "rivers.dev", samples=2, limit=3), ["default"])
+    assert len(evaluated) == 2
 
 
 def test_an_interrupted_variant_goes_on_where_it_stopped(plan, probe, tmp_path, monkeypatch):
@@ -246,39 +250,6 @@ def test_what_learns_in_autoencoding(base):
     assert num_learned("truncated_text") == 0
 
 
-@torch.no_grad()
-def test_truncated_text_is_the_first_tokens_in_as_many_positions(decoder):
-    cut = TruncatedText(decoder)
-    ids = torch.tensor([[7, 8, 9, 10, 11], [20, 21, 22, 0, 0]])
-    expected = decoder.get_input_embeddings()(torch.tensor([7, 8, 9, 20]))
-    assert torch.equal(cut(ids, [5, 3], [2, 4]), expected)
-    merging = Compressor.from_base(decoder, GMSAConfig(encoder_layers=1, lsa_layers=1))
-    assert cut(ids, [5, 3], [2, 4]).shape == merging(ids, [5, 3], [2, 4]).shape
-
-
-@torch.no_grad()
-def test_readers_learn_from_text_and_from_none(decoder, batch):
-    examples, with_memories = batch
-    texts = collate([as_text(example) for example in examples], 32)
-    full = FullTextObjective(decoder)(with_memories, texts)
-    torch.testing.assert_close(full.mean, Objective(decoder, None)(texts).mean)
-    emptied = [[part for part in example if isinstance(part, Segment)] for example in examples]
-    closed = ClosedBookObjective(decoder)(with_memories)
-    torch.testing.assert_close(closed.mean, Objective(decoder, None)(collate(emptied, 32)).mean)
-    assert full.num_learned == closed.num_learned == 5
-
-
-def test_a_batch_without_passages_is_that_of_emptied_examples(batch):
-    examples, with_memories = batch
-    expected = collate([[part for part in example if isinstance(part, Segment)] for example in examples], 32)
-    found = without_passages(with_memories)
-    for name in ("input_ids", "labels", "predicting", "targets"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    assert found.input_ids.tolist() == [[5, 6, 12, 13, 14], [5, 23, 24, 25, 0]]
-    assert found.labels[1].tolist() == [IGNORED, 23, 24, 25, IGNORED]
-    assert len(found.soft_positions) == len(found.window_lengths) == 0
-
-
 def asked(condition: str, rate: int | None, f1: float) -> QARow:
     return QARow(
         condition, rate, "given", "own", 9, 0.1, (0.0, 0.2), 0.3, (0.2, 0.4), f1, (0.1, 0.9), *[None] * 3, 20.0, 0
@@ -374,10 +345,18 @@ keft:
 """
 
 
+def test_the_rates_are_those_of_the_last_phase_of_keft_where_none_are_named(base, data, tmp_path):
+    recipe = tmp_path / "tiny.yaml"
+    phases = "phases: [{rates: [1], windows: [8, 24]}, {rates: [2, 6], windows: [8, 24]}]\n  tasks"
+    recipe.write_text(RECIPE.replace("phases: [{rates: [4], windows: [8, 24]}]\n  tasks", phases))
+    assert make_plan(recipe, data, tmp_path / "out", base=base).rates == (2, 6)
+    assert make_plan(recipe, data, tmp_path / "out", base=base, rates=(3,)).rates == (3,)
+
+
 def test_the_command_pretrains_a_base_once_and_writes_a_report(data, tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     options = ["--recipe", str(tmp_path / "tiny.yaml"), "--data", str(data), "--out", str(tmp_path / "out")]
-    options += ["--text-file", "rivers.heldout", "--questions", "rivers.dev", "--rates", "4", "--samples", "2"]
+    options += ["--text-file", "rivers.heldout", "--questions", "rivers.dev", "--samples", "2"]
     for variants in ("default", "default, closed_book"):
         result = CliRunner().invoke(
             app, ["ablation", *options, "--variants", variants, "--limit", "2"], catch_exceptions=False
@@ -388,6 +367,8 @@ def test_the_command_pretrains_a_base_once_and_writes_a_report(data, tmp_path, m
     assert [(row.variant, row.rate) for row in report.rows] == [("default", 4), ("closed_book", None)]
     assert report.setting.files == ("rivers.heldout.txt.gz", "rivers.dev.jsonl")
     assert (report.setting.model, report.setting.num_samples) == ("tiny", 2)
+    assert report.setting.options == {"rates": (4,), "window": 24, "samples": 2, "limit": 2}
+    assert (len(report.setting.digests), report.setting.max_new_tokens) == (2, ablation.MAX_NEW_TOKENS)
 
 
 def count_variants(out: Path, step):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gmsa_rag.errors import DataError
+from gmsa_rag.errors import DataError, InputError
 from gmsa_rag.evaluation.abstaining import AbstainRow
 from gmsa_rag.evaluation.commands import app
 from gmsa_rag.evaluation.needle import NeedleRow
@@ -142,6 +142,53 @@ def test_wrong_numbers_are_refused_before_anything_is_loaded(place: Path, tmp_pa
     result = CliRunner().invoke(app, ["qa", *options])
     assert result.exit_code == 2
     assert "--rates" in result.output
+
+
+@pytest.mark.parametrize("file", ["", " , "])
+def test_no_question_file_is_refused_before_anything_is_loaded(place: Path, tmp_path: Path, file: str) -> None:
+    options = ["--model", "none", "--data", str(place / "data"), "--out", str(tmp_path), "--file", file]
+    result = CliRunner().invoke(app, ["qa", *options])
+    assert result.exit_code == 2
+    assert "--file" in result.output
+
+
+def test_one_question_of_a_file_can_be_asked(place: Path, tmp_path: Path) -> None:
+    options = ["--file", "small.dev", "--rates", "4", "--limit", "1", "--max-new-tokens", "2", "--out", str(tmp_path)]
+    assert "| other_memories | 4 | given | own | 1 |" in invoke(place, "qa", *options)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "other"),
+    [
+        ("qa", ["--file", "small.dev", "--conditions", "closed_book", "--max-new-tokens", "2"], ["--limit", "2"]),
+        ("restoration", ["--file", "small.heldout", "--windows", "16", "--samples", "2"], ["--samples", "3"]),
+        (
+            "needle",
+            ["--file", "small.heldout", "--kind", "needle", "--lengths", "40", "--depths", "0", "--samples", "2"],
+            ["--depths", "100"],
+        ),
+    ],
+)
+def test_a_report_is_replaced_by_one_of_the_same_setting_alone(
+    place: Path, tmp_path: Path, command: str, options: list[str], other: list[str]
+) -> None:
+    options = [*options, "--rates", "8", "--out", str(tmp_path)]
+    invoke(place, command, *options)
+    invoke(place, command, *options)
+    with pytest.raises(InputError, match=f"another {other[0][2:]}. Choose another --out"):
+        invoke(place, command, *options, *other)
+
+
+def test_what_was_asked_is_in_the_report(place: Path, tmp_path: Path) -> None:
+    options = ["--file", "small.dev", "--conditions", "full_text,closed_book", "--max-new-tokens", "2", "--rates", "4"]
+    invoke(place, "qa", *options, "--passages", "distractors", "--k", "2", "--out", str(tmp_path))
+    setting = read_report(tmp_path / "qa-small.dev-distractors2.json", QARow).setting
+    assert setting.options == {
+        "rates": (4,), "limit": None, "passages": "distractors", "wording": "own",
+        "conditions": ("full_text", "closed_book"), "k": 2,
+    }  # fmt: skip
+    assert setting.max_new_tokens == 2
+    assert len(setting.digests) == 1
 
 
 def test_missing_file_is_named(place: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gmsa_rag.evaluation.metrics import (
     mean,
     normalise_answer,
     prefix_share,
+    ratio_interval,
     rouge,
 )
 
@@ -96,13 +97,13 @@ def test_bleu_interval_of_one_draw_alone_is_bleu(restored: list[str]) -> None:
 
 
 def test_rouge_counts_words_pairs_and_the_longest_common_subsequence() -> None:
-    assert rouge(["a b c d"], ["a b c d"]) == pytest.approx((1.0, 1.0, 1.0))
+    assert rouge(["a b c d"], ["a b c d"]) == ([1.0], [1.0], [1.0])
     # Shared of 3 and 4 words: a, b and c; of 2 and 3 pairs: b c; in order: b c, or a c is no longer than that.
-    unigram, bigram, longest = rouge(["b c a"], ["a b c d"])
+    (unigram,), (bigram,), (longest,) = rouge(["b c a"], ["a b c d"])
     assert unigram == pytest.approx(2 * 3 / (3 + 4))
     assert bigram == pytest.approx(2 * 1 / (2 + 3))
     assert longest == pytest.approx(2 * 2 / (3 + 4))
-    assert rouge(["", "a"], ["a", "a"])[2] == pytest.approx(0.5)
+    assert rouge(["", "a"], ["a", "a"])[2] == [0.0, 1.0]
 
 
 def test_prefix_share_ends_at_the_first_error() -> None:
@@ -120,6 +121,20 @@ def test_bootstrap_interval_holds_the_mean_and_is_the_same_under_a_seed() -> Non
     assert low == pytest.approx(0.3 - 0.0284, abs=0.005)
     assert high == pytest.approx(0.3 + 0.0284, abs=0.005)
     assert bootstrap_interval([0.5], 0) == (0.5, 0.5)
+
+
+def test_ratio_interval_draws_both_sides_together() -> None:
+    wholes = [0.0, 1.0] * 50
+    # Twice the whole in every sample is twice it in every draw; drawn apart, the ratio would vary.
+    assert ratio_interval([2 * whole for whole in wholes], wholes, 0) == (2.0, 2.0)
+    low, high = ratio_interval([1.0] * 30 + [0.0] * 70, [1.0] * 100, 3) or (1.0, 0.0)
+    assert (low, high) == bootstrap_interval([1.0] * 30 + [0.0] * 70, 3)
+
+
+def test_ratio_interval_leaves_out_draws_without_a_whole() -> None:
+    assert ratio_interval([1.0, 0.0], [1.0, 0.0], 0) == (1.0, 1.0)
+    assert ratio_interval([1.0, 0.0], [0.0, 0.0], 0) is None
+    assert ratio_interval([], [], 0) is None
 
 
 def test_mean_of_nothing_is_an_error() -> None:

@@ -50,6 +50,7 @@ def test_a_reader_that_finds_everything_scores_one_and_nothing_from_others(gmsa:
         assert row.accuracy_interval == (1.0, 1.0)
         assert row.digit_accuracy == (1.0 if row.kind == "passkey" else None)
         assert row.other_accuracy == (0.0 if row.rate else None)
+        assert row.other_accuracy_interval == ((0.0, 0.0) if row.rate else None)
 
 
 def test_each_passage_is_compressed_once_and_each_memory_read(gmsa: GMSA) -> None:

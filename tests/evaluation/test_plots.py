@@ -103,12 +103,45 @@ def test_questions_have_levels_where_there_is_no_rate(tmp_path: Path, figures: l
         FullRow("full_text", None, 0.7, (0.6, 0.8), 0.5),
     ]  # fmt: skip
     assert is_png(plot_questions(rows, tmp_path / "q.png"))
-    f1, em = figures[0].axes
+    f1, em, cover = figures[0].axes
+    assert lines(cover, "--") == lines(f1, "--") == []
     assert lines(f1, "-") == [([4, 8], [0.6, 0.4])]
     assert lines(em, "-") == [([4, 8], [0.3, 0.2])]
     assert [ys for _, ys in lines(f1, "-.")] == [[0.7, 0.7]]
     assert [ys for _, ys in lines(em, "-.")] == [[0.5, 0.5]]
     assert [len(axes.collections) for axes in (f1, em)] == [1, 0]  # a band of intervals
+
+
+@dataclass(frozen=True)
+class SelectedRow(Row):
+    passages: str
+
+
+@pytest.mark.parametrize(
+    ("file", "f1", "cover"),
+    [
+        ("nq_open_oracle.dev", [0.5809, 0.5143], [0.6038, 0.5002]),
+        ("hotpotqa_distractor500.dev", [0.6793, 0.5948], [0.5228, 0.4393]),
+    ],
+)
+def test_questions_of_the_papers_datasets_have_its_points_beside_them(
+    tmp_path: Path, figures: list["Figure"], file: str, f1: list[float], cover: list[float]
+) -> None:
+    plot_questions([SelectedRow("memories", 4, 0.5, "given")], tmp_path / "q.png", file=file)
+    panels = {axes.get_title(): axes for axes in figures[0].axes}
+    assert lines(panels["F1"], "--") == [([4, 8], f1)]
+    assert lines(panels["answer contained (cover-EM)"], "--") == [([4, 8], cover)]
+    assert lines(panels["exact match"], "--") == []  # the paper's EM is not that strict
+    legend = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert "paper, Qwen3-4B fine-tuned on this dataset (its EM is close to cover-EM)" in legend
+
+
+@pytest.mark.parametrize(("file", "passages"), [("squad1.1.dev", "given"), ("hotpotqa.dev", "retrieved 4 by minilm")])
+def test_the_papers_points_are_not_beside_what_it_did_not_ask(
+    tmp_path: Path, figures: list["Figure"], file: str, passages: str
+) -> None:
+    plot_questions([SelectedRow("memories", 4, 0.5, passages)], tmp_path / "q.png", file=file)
+    assert all(lines(axes, "--") == [] for axes in figures[0].axes)
 
 
 @pytest.mark.parametrize(

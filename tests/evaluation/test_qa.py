@@ -3,7 +3,7 @@ import copy
 import pytest
 
 from gmsa_rag.errors import InputError, PromptTooLongError
-from gmsa_rag.evaluation import asking, conditions, qa
+from gmsa_rag.evaluation import asking, conditions, qa, selection
 from gmsa_rag.evaluation.asking import fit_prompt
 from gmsa_rag.evaluation.conditions import CONDITIONS
 from gmsa_rag.evaluation.qa import evaluate_questions
@@ -88,6 +88,35 @@ def test_f1_is_put_in_relation_to_full_text(gmsa: GMSA, monkeypatch: pytest.Monk
     assert evaluate_questions(gmsa, QUESTIONS[:1])[0].relative_f1 is None
 
 
+def test_the_ratio_to_full_text_has_an_interval_over_paired_questions(
+    gmsa: GMSA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = [question.answers[0] for question in QUESTIONS]
+    said = {"memories": [*right[:4], *["no"] * 4], "full_text": [*right[:4], *["no"] * 4], "closed_book": right}
+
+    def ask(*args: object, **settings: object) -> list[asking.Cell]:
+        return [asking.Cell(name, None, [Answer(t) for t in texts], [3] * 8, [0] * 8) for name, texts in said.items()]
+
+    monkeypatch.setattr(qa, "ask", ask)
+    same, full, closed = evaluate_questions(gmsa, QUESTIONS)
+    assert same.relative_f1_interval == full.relative_f1_interval == (1.0, 1.0)
+    assert closed.relative_f1_interval is not None and closed.relative_f1 == 2.0
+    assert closed.relative_f1_interval[0] < 2.0 < closed.relative_f1_interval[1]
+    assert closed == evaluate_questions(gmsa, QUESTIONS)[2]
+    assert closed != evaluate_questions(gmsa, QUESTIONS, seed=1)[2]
+    said["full_text"] = ["no"] * 8
+    assert [row.relative_f1_interval for row in evaluate_questions(gmsa, QUESTIONS)] == [None] * 3
+
+
+def test_abstaining_is_counted_in_every_condition(gmsa: GMSA) -> None:
+    reader = Reader(gmsa, QUESTIONS)
+    assert {row.abstained for row in evaluate_questions(reader, QUESTIONS, rates=(4,))} == {None}
+    reader.config.no_answer = "No idea."
+    rows = evaluate_questions(reader, QUESTIONS, rates=(4,))
+    assert [row.condition for row in rows] == list(CONDITIONS)
+    assert [row.abstained for row in rows] == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
 def test_selected_passages_are_asked_of_and_named(gmsa: GMSA) -> None:
     reader = Reader(gmsa, [])
     gold = evaluate_questions(reader, QUESTIONS, conditions=["full_text"], passages="gold")[0]
@@ -163,6 +192,29 @@ def test_distinct_passages_are_compressed_once_a_rate(gmsa: GMSA, monkeypatch: p
 def test_no_other_passages_is_an_error(gmsa: GMSA) -> None:
     with pytest.raises(InputError, match="other_memories"):
         evaluate_questions(gmsa, [ask("Danube")] * 3)
+
+
+def test_one_question_of_many_reads_the_memories_of_those_not_asked(gmsa: GMSA) -> None:
+    reader = Reader(gmsa, [])
+    evaluate_questions(reader, QUESTIONS, conditions=["other_memories"], rates=(4,), limit=1, max_new_tokens=2)
+    (asked,) = selection.select_passages(QUESTIONS, limit=1).questions
+    (parts,) = reader.prompts
+    keys = {memory_key(reader.fingerprint, 4, text): text for q in QUESTIONS for text in q.passages}
+    read = {keys[part.key] for part in parts if isinstance(part, Memory)}
+    assert len(read) == 2 and read.isdisjoint(asked.passages)
+
+
+@pytest.mark.parametrize(("passages", "k"), [("retrieved", 3), ("distractors", 2)])
+def test_two_questions_that_share_passages_read_the_memories_of_those_left(gmsa: GMSA, passages: str, k: int) -> None:
+    settings = {"passages": passages, "k": k, "embedder": Letters()}
+    pair = [QUESTIONS[0], ask("Rhine", "lake", far="Ob")]
+    first, second = selection.select_passages(pair, passages, k=k, embedder=Letters()).questions
+    assert set(first.passages) & set(second.passages)  # so neither stands in for the other
+    reader = Reader(gmsa, [])
+    evaluate_questions(reader, pair, conditions=["other_memories"], rates=(4,), max_new_tokens=2, **settings)
+    assert [sum(isinstance(part, Memory) for part in parts) for parts in reader.prompts] == [3, 3]
+    with pytest.raises(InputError, match="got one that has all 4 there are"):
+        evaluate_questions(reader, pair, rates=(4,), **{**settings, "k": k + 1})
 
 
 def test_prompts_too_long_lose_passages_from_the_end_and_are_counted(gmsa: GMSA) -> None:

@@ -1,8 +1,10 @@
+import dataclasses
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,15 @@ import torch
 from gmsa_rag import __version__
 from gmsa_rag.errors import DataError, InputError
 from gmsa_rag.evaluation.needle import NeedleRow
-from gmsa_rag.evaluation.report import Report, describe_setting, markdown_table, read_report, write_report
+from gmsa_rag.evaluation.report import (
+    Report,
+    check_replaceable,
+    describe_setting,
+    digest_file,
+    markdown_table,
+    read_report,
+    write_report,
+)
 from gmsa_rag.evaluation.restoration import RestorationRow
 from gmsa_rag.inference.engine import GMSA
 
@@ -79,6 +89,62 @@ def test_setting_says_what_was_measured_on_what(report: Report[Row], gmsa: GMSA)
     assert (setting.package, setting.torch) == (__version__, torch.__version__)
     assert setting.threads == torch.get_num_threads()
     assert len(setting.date) == 10
+
+
+def test_answers_files_and_options_are_part_of_the_setting(gmsa: GMSA, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(b"abc")
+    setting = describe_setting(
+        gmsa, "m", seed=0, files=[data], num_samples=1, max_new_tokens=16, digests=[digest_file(data)],
+        options={"rates": (4, 8), "limit": None, "conditions": ("memories", "full_text")},
+    )  # fmt: skip
+    path, table = write_report(Report("qa", setting, ROWS), tmp_path, "qa")
+    assert read_report(path, Row).setting == setting
+    assert (setting.max_new_tokens, setting.digests) == (16, ("ba7816bf8f01cfea",))  # SHA-256 of "abc", FIPS 180-2
+    lines = ["- max_new_tokens: 16", "- digests: ba7816bf8f01cfea"]
+    lines += ["- options: rates 4, 8; limit -; conditions memories, full_text"]
+    assert [line for line in table.read_text().splitlines() if line in lines] == lines
+    with pytest.raises(DataError, match=r"absent\.txt"):
+        digest_file(tmp_path / "absent.txt")
+
+
+def test_reports_without_the_newer_fields_are_read(report: Report[Row], tmp_path: Path) -> None:
+    path, _ = write_report(report, tmp_path, "qa")
+    values = json.loads(path.read_text())
+    for name in ("max_new_tokens", "digests", "options"):
+        del values["setting"][name]
+    path.write_text(json.dumps(values))
+    assert read_report(path, Row) == report
+
+
+def test_a_report_of_the_same_setting_may_be_replaced(report: Report[Row], tmp_path: Path) -> None:
+    check_replaceable(report.setting, tmp_path / "new", "qa")
+    write_report(report, tmp_path, "qa")
+    rerun = dataclasses.replace(report.setting, date="2031-01-01", machine="another", threads=9, num_samples=0)
+    check_replaceable(rerun, tmp_path, "qa")
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"fingerprint": "f"}, "fingerprint"), ({"decoder": "d"}, "decoder"), ({"dtype": "bfloat16"}, "dtype"),
+        ({"seed": 6}, "seed"), ({"files": ("a",)}, "files"), ({"digests": ("1",)}, "digests"),
+        ({"max_new_tokens": 4}, "max new tokens"), ({"options": {"rates": (4,)}}, "rates"),
+        ({"seed": 6, "options": {"limit": None}}, "seed, limit"),
+    ],
+)  # fmt: skip
+def test_a_report_of_another_setting_is_not(
+    report: Report[Row], tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    write_report(report, tmp_path, "qa")
+    with pytest.raises(InputError, match=rf"another {named}\. Choose another --out"):
+        check_replaceable(dataclasses.replace(report.setting, **changed), tmp_path, "qa")
+
+
+def test_what_is_no_report_is_not_replaced(report: Report[Row], tmp_path: Path) -> None:
+    (tmp_path / "qa.json").write_text("[]")
+    with pytest.raises(InputError, match="one that is no report"):
+        check_replaceable(report.setting, tmp_path, "qa")
 
 
 def test_report_holds_no_path_and_no_host_name(report: Report[Row], tmp_path: Path) -> None:

@@ -100,6 +100,9 @@ def test_other_figures_are_from_the_memories_of_other_passages(gmsa: GMSA, monke
     assert row.token_accuracy == 0.5
     assert row.token_accuracy_interval[0] < 0.5 < row.token_accuracy_interval[1]
     assert row.other_token_accuracy == pytest.approx(0.1)
+    assert row.other_token_accuracy_interval == pytest.approx((0.1, 0.1))
+    assert row.other_bleu_interval is not None
+    assert row.other_bleu_interval[0] <= row.other_bleu <= row.other_bleu_interval[1]
     texts = [gmsa.codec.decode(ids) for ids in cut_passages(gmsa.codec, TEXTS, 40, 5, seed=0)]
     assert row.other_bleu == pytest.approx(bleu([texts[4], *texts[:4]], texts))
     assert row.other_exact_match == 0.0
@@ -111,7 +114,7 @@ def test_greedy_restorations_are_scored_by_hand_counted_figures(gmsa: GMSA) -> N
     restored = ["In 1939 the Danube rose by 3.5 m.", "She met Otto Frisch."]
     texts = ["In 1939 the Danube rose by 3.6 m.", "She met Otto Frisch."]
     passages = gmsa.codec.encode(texts)
-    scores = restoration._score_texts(gmsa, restored, texts, passages)
+    scores = restoration._score_texts(gmsa, restored, texts, passages, 0)
     assert scores.exact_match == 0.5
     assert scores.numbers_exact == 0.5  # 1939, not 3.6
     assert scores.names_exact == 1.0  # Danube, Otto, Frisch
@@ -120,6 +123,11 @@ def test_greedy_restorations_are_scored_by_hand_counted_figures(gmsa: GMSA) -> N
         at for at, (a, b) in enumerate(zip(gmsa.codec.encode(restored)[0], passages[0], strict=True)) if a != b
     )
     assert scores.prefix_match == pytest.approx((start / length + 1) / 2)
+    assert scores.prefix_match_interval == pytest.approx((start / length, 1.0))
+    assert scores.exact_match_interval == (0.0, 1.0)
+    assert scores.rouge_l_interval[0] < scores.rouge_l < scores.rouge_l_interval[1] == 1.0
+    assert scores.numbers_exact_interval == (0.5, 0.5)  # both are in the same text, however often it is drawn
+    assert scores.names_exact_interval == (1.0, 1.0)
 
 
 def test_right_memory_changes_what_is_predicted(gmsa: GMSA) -> None:
