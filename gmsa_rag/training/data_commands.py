@@ -42,8 +42,10 @@ def convert(
 
     from gmsa_rag.training import conversion
     from gmsa_rag.training.data import Skipped
-    from gmsa_rag.training.files import write_rows
+    from gmsa_rag.training.files import check_apart, write_rows
 
+    for path in input_ or []:
+        check_apart({"--input": path, "--out": out})
     skipped = Skipped()
     dataset = conversion.find_dataset(name)
     rows = conversion.load_rows(dataset, split, input_ or [], config=config, revision=revision)
@@ -66,9 +68,11 @@ def make(
     import itertools
 
     from gmsa_rag.training.data import read_documents
-    from gmsa_rag.training.files import write_rows
+    from gmsa_rag.training.files import check_apart, write_rows
     from gmsa_rag.training.made import make_rows
 
+    for path in files:
+        check_apart({"TEXT_FILE": path, "--out": out})
     documents = itertools.chain.from_iterable(map(read_documents, files))
     rows = make_rows(documents, passages=passages, words=words, seed=seed)
     written = write_rows(out, itertools.islice(rows, questions))

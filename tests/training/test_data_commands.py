@@ -129,6 +129,15 @@ def test_make_says_when_the_texts_give_no_more(gmsa_data, tmp_path):
     assert done.exit_code == 0 and done.stdout == f"{out}: 0 rows written (the texts give no more)\n"
 
 
+@pytest.mark.parametrize("command", [("convert", "squad", "--input"), ("make", "--questions", 5)])
+def test_nothing_is_written_over_its_source(gmsa_data, tmp_path, command):
+    source = tmp_path / "source.jsonl"
+    source.write_text("{}\n")
+    done = gmsa_data(*command, source, "--out", tmp_path / "." / "source.jsonl")
+    assert done.exit_code == 1 and "expected another file than" in done.stderr
+    assert source.read_text() == "{}\n"
+
+
 def test_check_names_malformed_rows_and_strict_fails(gmsa_data, tmp_path):
     good = {"input": "x", "prompt": "q", "answer": "a"}
     one = lines(tmp_path / "one.jsonl", [good, {}, good])
