@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 app.command("index")(library.index)
 app.command("ask")(library.ask)
+app.command("forget")(library.forget)
 app.command("compress")(memories.compress)
 app.command("restore")(memories.restore)
 app.command("doctor")(doctor.doctor)

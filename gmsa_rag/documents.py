@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,33 @@ class Document:
     title: str = ""
     source: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where documents come from, for rows to tell the passages of one folder or file from those of another.
+
+    Attributes:
+        digest: 32 hex digits of the resolved path, which itself is not kept.
+        whole: Whether all of its passages were read, so that others of it are there no more.
+    """
+
+    digest: str
+    whole: bool
+
+
+def root_of(path: str | Path) -> Root:
+    """The root of what read_documents() reads at a path.
+
+    Args:
+        path: A directory or a .jsonl file, which is its own root; or a text file, which is a part of its directory.
+    Returns:
+        The same root for every name of the path on one machine.
+    """
+    path = Path(path).resolve()
+    whole = path.is_dir() or path.suffix.lower() == ".jsonl"
+    root = path if whole else path.parent
+    return Root(digest(os.fsencode(root)).hex()[:32], whole)
 
 
 def read_documents(path: str | Path, *, words: int = 200) -> list[Document]:
@@ -121,9 +149,8 @@ def _text_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES and file.is_file()]
         visible = sorted(file for file in files if not _hidden(file.relative_to(path)))
-        return visible or _refuse(
-            str(path), "a directory of .txt or .md files", "none", "Name another, or a .jsonl file."
-        )
+        remedy = "Name another, or a .jsonl file; `gmsa forget` removes what a store holds of it."
+        return visible or _refuse(str(path), "a directory of .txt or .md files", "none", remedy)
     if not path.exists():
         _refuse(str(path), "a directory, a .txt, .md or .jsonl file", "nothing there", "Check the path.")
     if path.suffix.lower() not in TEXT_SUFFIXES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from gmsa_rag.checks import check_rate, check_text
-from gmsa_rag.documents import Document
+from gmsa_rag.documents import Document, Root
 from gmsa_rag.errors import FingerprintError, RateError, StoreError, UnknownMemoryError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.prompt import Answer, Part, parse_answer
@@ -22,8 +23,11 @@ from gmsa_rag.memory.keys import memory_key
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.memory.store import MemoryStore
 from gmsa_rag.results import Indexed, Reply, Seconds, Source
+from gmsa_rag.rows import Plan, batches, check_root, document_of, forget, leaves, noting, only_of, title_of
 
-__all__ = ["Indexed", "Library", "Reply", "Seconds", "Source", "noted_models"]
+__all__ = ["Indexed", "Library", "Reply", "Seconds", "Source", "forget", "noted_models"]
+
+Row = tuple[Document, Any, dict[str, Any]]  # its vector, and the metadata of its row
 
 BATCH = 32
 DEFAULT_MODEL = "gmsa-mini"
@@ -90,7 +94,13 @@ class Library:
         return cls(path, gmsa, vectors, model=model, embedder_name=embedder)
 
     def add(
-        self, documents: Sequence[Document], rate: int = 8, *, progress: Callable[[int, int], None] | None = None
+        self,
+        documents: Sequence[Document],
+        rate: int = 8,
+        *,
+        root: Root | None = None,
+        recompute: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Indexed:
         """Embed and compress documents. Doing it again changes nothing, and computes nothing.
 
@@ -98,36 +108,35 @@ class Library:
         memories computed so far in the store, where the next call finds them.
 
         Args:
-            documents: From read_documents(). One with the id of a row replaces it; rows of the same source that are
-                not among them are removed.
+            documents: From read_documents(). One with the id of a row replaces it. Rows of the same source that are
+                not among them are removed, and so are their memories; other roots' rows never are.
             rate: Tokens per soft token, >= 1.
+            root: Of what was read, root_of(path); where it is whole, its other rows are removed, too.
+            recompute: Compress all other rows again, each at its own rate, with the checkpoint in use.
             progress: Called with the passages done and all of them, after each batch.
         Returns:
             Counts.
         Raises:
             RateError: If the rate is not an int >= 1.
             FingerprintError: If other rows have memories of another checkpoint.
-            StoreError: If other rows were embedded with another model, or the file cannot be written.
+            StoreError: If a row of another root has the id of a document and not its text, if other rows were
+                embedded with another model, or the file cannot be written.
         """
         started = time.perf_counter()
         check_rate(rate)
-        stale = self._stale(documents)
-        rows: list[tuple[Any, dict[str, Any]]] = []
+        plan = self._plan(documents, rate, root, recompute)
+        jobs = [(noting(document, root), rate) for document in documents] + plan.again
+        rows: list[Row] = []
         computed = 0
-        for start in range(0, len(documents), BATCH):
-            batch = documents[start : start + BATCH]
-            texts = [neutralise(document.text) for document in batch]
-            computed += sum(
-                key not in self.store for key in {memory_key(self.gmsa.fingerprint, rate, text) for text in texts}
-            )
-            memories = self.gmsa.compress(texts, rate, store=self.store)
-            rows += zip(self._embed(batch), map(self._metadata, batch, memories), strict=True)
+        for batch, of in batches(jobs, BATCH):
+            done, new = self._compute(batch, of)
+            rows, computed = rows + done, computed + new
             if progress is not None:
-                progress(len(rows), len(documents))
-        self._write(documents, rows, stale)
-        counts = [(row["gmsa_num_tokens"], row["gmsa_num_soft_tokens"]) for _, row in rows]
+                progress(len(rows), len(jobs))
+        self._write(rows, plan)
+        counts = [(row["gmsa_num_tokens"], row["gmsa_num_soft_tokens"]) for _, _, row in rows[: len(documents)]]
         tokens, soft = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-        return Indexed(len(documents), computed, tokens, soft, len(stale), time.perf_counter() - started)
+        return Indexed(len(documents), computed, tokens, soft, len(plan.stale), time.perf_counter() - started)
 
     def ask(
         self,
@@ -163,7 +172,7 @@ class Library:
         hits = self._retrieve(question, k)
         retrieval = clock.lap()
         texts = [neutralise(hit.entry.text) for hit in hits]
-        titles = [neutralise(_title(hit.entry)) for hit in hits]
+        titles = [neutralise(title_of(hit.entry)) for hit in hits]
         memories: list[Part] = [*self._fetch([hit.entry for hit in hits], texts, rate, recompute)]
         fetch = 0.0 if from_text else clock.lap()
         answer, first, decoding = self._decode(question, texts if from_text else memories, titles, max_new_tokens)
@@ -171,7 +180,7 @@ class Library:
             question,
             answer,
             tuple(
-                Source(n, hit.entry.id, _title(hit.entry), hit.score, hit.entry.text) for n, hit in enumerate(hits, 1)
+                Source(n, hit.entry.id, title_of(hit.entry), hit.score, hit.entry.text) for n, hit in enumerate(hits, 1)
             ),
             from_text,
             self.gmsa.num_positions(self._prompt(question, memories, titles)),
@@ -192,16 +201,34 @@ class Library:
     ) -> None:
         self.close()
 
-    def _stale(self, documents: Sequence[Document]) -> list[str]:
-        """Ids of rows that the documents do away with; an error if the other rows would not go with the new ones."""
-        ids, sources = {document.id for document in documents}, {document.source for document in documents}
-        others = [entry for entry in self.index.entries() if entry.id not in ids]
-        stale = [entry.id for entry in others if entry.metadata.get("gmsa_source") in sources]
-        for entry in others:
-            if entry.id not in stale:
+    def _plan(self, documents: Sequence[Document], rate: int, root: Root | None, recompute: bool) -> Plan:
+        """What the documents mean for the rows; an error if the other rows would not go with the new ones."""
+        given, sources = {document.id: document for document in documents}, {document.source for document in documents}
+        plan = Plan()
+        for entry in self.index.entries():
+            document = given.get(entry.id)
+            if document is not None:
+                check_root(entry, document, root, self.index.path)
+                plan.outdated += [entry.text] * (entry.text != document.text)
+            elif leaves(entry, sources, root):
+                plan.stale.append(entry.id)
+                plan.outdated.append(entry.text)
+            else:
                 self._check_embedder(entry)
-                self._check_fingerprint(entry)
-        return stale
+                if recompute:
+                    plan.again.append((document_of(entry), check_rate(entry.metadata.get("gmsa_rate", rate))))
+                else:
+                    self._check_fingerprint(entry)
+        plan.again.sort(key=itemgetter(1))
+        return plan
+
+    def _compute(self, documents: Sequence[Document], rate: int) -> tuple[list[Row], int]:
+        """Rows of documents, and how many of their memories were not in the store."""
+        texts = [neutralise(document.text) for document in documents]
+        keys = {memory_key(self.gmsa.fingerprint, rate, text) for text in texts}
+        new = sum(key not in self.store for key in keys)
+        memories = self.gmsa.compress(texts, rate, store=self.store)
+        return [*zip(documents, self._embed(documents), map(self._metadata, documents, memories), strict=True)], new
 
     def _embed(self, documents: Sequence[Document]) -> list[Any]:
         """A vector for each document, that of its row where the text has not changed."""
@@ -228,13 +255,15 @@ class Library:
             "gmsa_fingerprint": memory.fingerprint,
         }
 
-    def _write(self, documents: Sequence[Document], rows: list[tuple[Any, dict[str, Any]]], stale: list[str]) -> None:
+    def _write(self, rows: list[Row], plan: Plan) -> None:
         if rows:
-            vectors, metadatas = zip(*rows, strict=True)
+            documents, vectors, metadatas = zip(*rows, strict=True)
             texts, ids = [document.text for document in documents], [document.id for document in documents]
-            self.index.add(texts, np.stack(vectors), metadatas, ids, remove=stale)
-        elif stale:
-            self.index.delete(stale)
+            self.index.add(texts, np.stack(vectors), metadatas, ids, remove=plan.stale)
+        elif plan.stale:
+            self.index.delete(plan.stale)
+        if gone := only_of(plan.outdated, self.index):
+            self.store.forget_many(gone)
 
     def _retrieve(self, question: str, k: int) -> list[Hit]:
         check_text(question, "question")
@@ -299,7 +328,9 @@ class Library:
                 f"passage {entry.id!r} of store {self.index.path}",
                 expected=f"a memory of {self.model or 'this checkpoint'} ({self.gmsa.fingerprint[:16]}…)",
                 got=got if fingerprint else "no memory",
-                remedy="Use the checkpoint that the store was made with, index again, or recompute the memories.",
+                remedy="Use the checkpoint that the store was made with, or compress again with the one in use: "
+                "`gmsa index DOCUMENTS --out STORE --recompute` for the whole store, `gmsa ask --recompute` for what a "
+                "question retrieves.",
             )
 
 
@@ -325,10 +356,6 @@ class _Clock:
         seconds = self.seconds()
         self._start = time.perf_counter()
         return seconds
-
-
-def _title(entry: Entry) -> str:
-    return str(entry.metadata.get("title", ""))
 
 
 def _full_name(name: str) -> str:

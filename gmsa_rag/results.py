@@ -16,7 +16,7 @@ class Indexed:
         computed: Memories computed; the others were in the store already, or are of an equal passage.
         num_tokens: Tokens of the passages together.
         num_soft_tokens: Soft tokens of their memories together.
-        removed: Passages of the same sources that are there no more and left the index.
+        removed: Passages of the same sources or root that are there no more and left the index.
         seconds: Wall-clock time.
     """
 

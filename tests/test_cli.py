@@ -84,7 +84,7 @@ def fail(*arguments, code=1, data=None):
 
 def test_the_version_and_the_help():
     assert succeed("--version") == f"gmsa-rag {__version__}\n"
-    for command in ("index", "ask", "compress", "restore", "doctor", "train"):
+    for command in ("index", "ask", "forget", "compress", "restore", "doctor", "train"):
         assert command in succeed("--help")
         assert "Usage" in succeed(command, "--help")
     assert {"pretrain", "autoencode", "keft"} <= set(succeed("train", "--help").split())
@@ -114,7 +114,7 @@ def test_index_counts_and_does_not_compute_again(indexed, gmsa):
     memories = gmsa.compress([record["text"] for record in RECORDS], 4)
     tokens, soft = (sum(getattr(memory, name) for memory in memories) for name in ("num_tokens", "num_soft_tokens"))
     printed = succeed("index", "docs.jsonl", "--out", "store.db", "--rate", "4")
-    assert f"2 passages in store.db: {tokens} tokens in {soft} soft tokens (rate 4), 0 memories computed" in printed
+    assert f"2 passages read: {tokens} tokens in {soft} soft tokens (rate 4); 2 passages in store.db, 0 mem" in printed
     with MemoryStore("store.db") as store, VectorIndex("store.db") as index:
         store.check()
         index.check()
@@ -129,6 +129,41 @@ def test_index_says_what_left_the_index(tmp_path):
     printed = succeed("index", "docs", "--out", "store.db", "--words", "3")
     assert "1 passages" in printed
     assert "2 passages that are no longer in the documents left the index" in printed
+
+
+def test_a_deleted_file_leaves_the_index_and_the_answers(tmp_path, indexed):
+    folder = tmp_path / "rr"
+    folder.mkdir()
+    (folder / "falcon.txt").write_text("The launch code of Project Falcon is 7421.")
+    (folder / "notes.txt").write_text("The Danube begins in the Black Forest.")
+    assert "2 passages read" in succeed("index", folder, "--out", "store.db")
+    (folder / "falcon.txt").unlink()
+    printed = succeed("index", "rr", "--out", "store.db")
+    assert "1 passages read" in printed
+    assert "3 passages in store.db" in printed
+    assert "1 passages that are no longer in the documents left the index" in printed
+    reply = succeed("ask", "store.db", "What is the launch code of Project Falcon?", "--k", "9", "--json")
+    assert "7421" not in reply
+    assert str(tmp_path) not in reply
+
+
+def test_a_store_of_two_runs_goes_on_with_another_checkpoint(indexed, make_base, tokenizer, tmp_path):
+    other = GMSA.from_base(make_base(), tokenizer, encoder_layers=1, lsa_layers=1, window=48)
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "rome.txt").write_text("Rome is in Italy.")
+    succeed("index", "rome.txt", "--out", "store.db")
+    again = "index", "rome.txt", "--out", "store.db", "--model", "other"
+    assert "--recompute" in fail(*again)
+    assert "3 passages in store.db, 3 memories computed" in succeed(*again, "--recompute")
+    assert "answer: " in succeed("ask", "store.db", "Where is the Danube?", "--model", "other")
+
+
+def test_forget_removes_what_ask_names(indexed, tmp_path):
+    name = json.loads(succeed("ask", "store.db", "Where is the Danube?", "--k", "1", "--json"))["sources"][0]["id"]
+    assert "got 'nowhere'" in fail("forget", "store.db", name, "nowhere")
+    assert succeed("forget", "store.db", name) == "1 passages and their memories left store.db\n"
+    assert b"Danube" not in (tmp_path / "store.db").read_bytes()
+    assert "nothing there" in fail("forget", "nowhere.db", name)
 
 
 def test_ask_gives_json(indexed, gmsa):
@@ -167,7 +202,7 @@ def test_ask_with_another_checkpoint(indexed, make_base, tokenizer, tmp_path):
     )
     wrong = "ask", "store.db", "Where is the Danube?", "--model", "other"
     assert "a memory of other" in fail(*wrong)
-    assert "index again, or recompute" in fail(*wrong)
+    assert "`gmsa index DOCUMENTS --out STORE --recompute` for the whole store" in fail(*wrong)
     assert "answer: " in succeed(*wrong, "--recompute")
     assert "answer: " in succeed("ask", "store.db", "Where is the Danube?")
 
@@ -270,6 +305,7 @@ def test_restore_refuses_what_is_no_memory(tmp_path):
         ("nonsense",),
         ("ask", "store.db"),
         ("ask", "store.db", "Rome?", "--k", "0"),
+        ("forget", "store.db"),
         ("index", "docs.jsonl"),
         ("index", "docs.jsonl", "--out", "s.db", "--rate", "0"),
         ("index", "docs.jsonl", "--out", "s.db", "--words", "-1"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmsa_rag.documents import Document, decode_utf8, read_bytes, read_documents, split_text
+from gmsa_rag.documents import Document, decode_utf8, read_bytes, read_documents, root_of, split_text
 from gmsa_rag.errors import DataError, InputError
 
 
@@ -115,6 +115,23 @@ def test_empty_and_missing_input_is_refused(tmp_path):
         read_bytes(tmp_path / "folder")
     with pytest.raises(InputError, match="words"):
         read_documents(tmp_path, words=-1)
+
+
+def test_an_empty_directory_says_how_its_passages_leave_a_store(tmp_path):
+    with pytest.raises(DataError, match="gmsa forget"):
+        read_documents(tmp_path)
+
+
+def test_a_root_is_the_directory_or_the_jsonl_file_and_a_text_file_is_a_part(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name in ("a/x.txt", "a/d.jsonl"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    folder, file, lines = root_of("a"), root_of("a/x.txt"), root_of("a/d.jsonl")
+    assert (folder.whole, file.whole, lines.whole) == (True, False, True)
+    assert folder.digest == file.digest == root_of(tmp_path / "a").digest == root_of("b").digest != lines.digest
+    assert str(tmp_path) not in repr(folder)
 
 
 def test_long_texts_are_split_and_numbered(tmp_path):

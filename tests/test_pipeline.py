@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gmsa_rag import pipeline
-from gmsa_rag.documents import Document
+from gmsa_rag.documents import Document, Root
 from gmsa_rag.errors import (
     FingerprintError,
     InputError,
@@ -18,13 +18,14 @@ from gmsa_rag.errors import (
 )
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.memory import MemoryStore, VectorIndex, memory_key, neutralise
-from gmsa_rag.pipeline import Library, noted_models
+from gmsa_rag.pipeline import Library, forget, noted_models
 
 DOCUMENTS = [
     Document("danube", "The Danube is a river in Europe.", "Danube", "danube", {"page": 1}),
     Document("meitner", "Lise Meitner was a physicist.", "Lise Meitner", "meitner"),
     Document("vienna", "Vienna stands on the Danube.", "", "vienna"),
 ]
+ROOT_A, ROOT_B = Root("a" * 32, True), Root("b" * 32, True)
 LOOK_ALIKE = "[[gmsa:0123456789abcdef0123456789abcdef:3]]"
 
 
@@ -198,6 +199,8 @@ def test_another_checkpoint_is_an_error_until_recomputing_is_asked_for(library, 
             "Where is the Danube?", [other_gmsa.compress(DOCUMENTS[0].text, 4)], ["Danube"], max_new_tokens=8
         )
         assert len(other.store) == 4
+        with pytest.raises(FingerprintError, match="index DOCUMENTS --out STORE --recompute"):
+            other.add(DOCUMENTS[:2], 4)
         other.add(DOCUMENTS, 4)
         assert other.ask("Where is the Danube?").sources
     with pytest.raises(FingerprintError):
@@ -267,6 +270,82 @@ def test_passages_that_left_their_source_leave_the_index(library):
     library.add(parts, 4)
     assert library.add(parts[:1], 4).removed == 2
     assert [entry.id for entry in library.index.entries()] == ["danube", "meitner", "vienna", "a.txt#1"]
+
+
+def test_what_left_its_root_leaves_the_index_with_its_memory_and_nothing_else_does(library):
+    oslo, rome, bern = (Document(name, f"{name} is a city.", name, name) for name in ("oslo", "rome", "bern"))
+    library.add([oslo, rome], 4, root=ROOT_A)
+    library.add([bern], 4, root=ROOT_B)
+    assert library.add([rome], 4, root=Root(ROOT_A.digest, False)).removed == 0
+    assert library.add([rome], 4, root=ROOT_A).removed == 1
+    assert [entry.id for entry in library.index.entries()] == ["danube", "meitner", "vienna", "rome", "bern"]
+    assert memory_key(library.gmsa.fingerprint, 4, oslo.text) not in library.store
+    assert len(library.store) == 5
+
+
+def test_rows_without_a_root_are_taken_over_by_the_first_that_brings_them(library):
+    library.add([DOCUMENTS[0]], 4, root=ROOT_A)
+    assert library.add(DOCUMENTS[1:2], 4, root=ROOT_A).removed == 1
+    assert [entry.id for entry in library.index.entries()] == ["meitner", "vienna"]
+
+
+def test_an_id_of_another_root_is_refused_before_anything_is_written(library):
+    notes = Document("notes.txt", "Oslo is a city.", "notes", "notes.txt")
+    other = Document("notes.txt", "Rome is a city.", "notes", "notes.txt")
+    library.add([notes], 4, root=ROOT_A)
+    before, memories = library.index.entries(), library.store.keys()
+    with pytest.raises(StoreError, match=r"'notes\.txt'.*no other folder or file.*gmsa forget"):
+        library.add([Document("new", "New.", "", "new"), other], 4, root=ROOT_B)
+    with pytest.raises(StoreError, match=r"root=root_of\(path\)"):
+        library.add([notes], 4)
+    assert (library.index.entries(), library.store.keys()) == (before, memories)
+    parts = [Document(f"notes.txt#{n}", f"Part {n} of Bern.", "notes", "notes.txt") for n in (1, 2)]
+    assert library.add(parts, 4, root=ROOT_B).removed == 0
+    library.add([*parts, notes], 4, root=ROOT_B)
+    assert library.index.get(["notes.txt"])[0].metadata["gmsa_root"] == ROOT_B.digest
+
+
+def test_the_memory_of_a_text_goes_when_its_last_row_changes(library):
+    library.add([Document("copy", DOCUMENTS[0].text, "", "copy")], 4)
+    key = memory_key(library.gmsa.fingerprint, 4, DOCUMENTS[0].text)
+    library.add([Document("danube", "Rome.", "Danube", "danube")], 4)
+    assert key in library.store
+    library.add([Document("copy", "Rome.", "", "copy")], 4)
+    assert key not in library.store
+
+
+def test_recomputing_compresses_every_row_at_its_own_rate_with_the_checkpoint_in_use(
+    library, path, other_gmsa, embedder, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "BATCH", 1)
+    library.add([Document("rome", "Rome is a city in Italy.", "", "rome")], 2, root=ROOT_A)
+    before, texts, calls = library.index.entries(), len(embedder.texts), []
+    with Library(path, other_gmsa, embedder, model="other", embedder_name="hash") as other:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(other, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            other.add(DOCUMENTS[:1], 4, recompute=True)
+        assert other.index.entries() == before
+        done = other.add(DOCUMENTS[:1], 4, recompute=True, progress=lambda *counts: calls.append(counts))
+        assert (done.passages, done.computed, done.removed, calls[-1], len(embedder.texts)) == (1, 0, 0, (4, 4), texts)
+        rows = {entry.id: entry.metadata for entry in other.index.entries()}
+        assert {row["gmsa_fingerprint"] for row in rows.values()} == {other_gmsa.fingerprint}
+        assert [row["gmsa_rate"] for row in rows.values()] == [4, 4, 4, 2]
+        assert (rows["danube"]["page"], rows["rome"]["gmsa_root"]) == (1, ROOT_A.digest)
+        assert len(other.ask("Where is the Danube?", 4).sources) == 4
+    assert noted_models(path) == ("other", "hash")
+
+
+def test_forgetting_takes_rows_and_memories_or_nothing(library, path):
+    library.add([Document("copy", DOCUMENTS[0].text, "", "copy")], 4)
+    with pytest.raises(InputError, match="'nowhere', 'rome'"):
+        forget(path, ["danube", "nowhere", "rome"])
+    assert (len(library.index), len(library.store)) == (4, 3)
+    assert forget(path, ["danube", "meitner", "danube"]) == 2
+    assert [entry.id for entry in library.index.entries()] == ["vienna", "copy"]
+    assert len(library.store) == 2
+    assert forget(path, ["copy"]) == 1
+    assert library.store.keys() == [memory_key(library.gmsa.fingerprint, 4, DOCUMENTS[2].text)]
+    assert b"Lise Meitner" not in path.read_bytes()
 
 
 def test_an_interruption_leaves_the_index_as_it_was_and_keeps_what_was_computed(library, embedder, monkeypatch):

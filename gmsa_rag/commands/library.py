@@ -1,4 +1,4 @@
-"""`gmsa index` and `gmsa ask`."""
+"""`gmsa index`, `gmsa ask` and `gmsa forget`."""
 
 import json
 from dataclasses import asdict
@@ -32,18 +32,28 @@ def index(
     embedder: Embedding = None,
     device: Device = "auto",
     words: Annotated[int, typer.Option(min=0, help="Length of a passage; 0 leaves texts whole.")] = 200,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compress the store's other passages again with this checkpoint.")
+    ] = False,
 ) -> None:
     """Embed and compress documents into a store."""
-    from gmsa_rag.documents import read_documents
+    from gmsa_rag.documents import read_documents, root_of
     from gmsa_rag.pipeline import Library
 
     read = read_documents(documents, words=words)
     with _progress() as progress, Library.open(out, model=model, embedder=embedder, device=device) as library:
         task = progress.add_task("indexing", total=len(read))
-        done = library.add(read, rate, progress=lambda count, _: progress.update(task, completed=count))
+        done = library.add(
+            read,
+            rate,
+            root=root_of(documents),
+            recompute=recompute,
+            progress=lambda count, total: progress.update(task, completed=count, total=total),
+        )
+        held = len(library.index)
     typer.echo(
-        f"{done.passages} passages in {out}: {done.num_tokens} tokens in {done.num_soft_tokens} soft tokens "
-        f"(rate {rate}), {done.computed} memories computed, {done.seconds:.1f} s"
+        f"{done.passages} passages read: {done.num_tokens} tokens in {done.num_soft_tokens} soft tokens (rate {rate}); "
+        f"{held} passages in {out}, {done.computed} memories computed, {done.seconds:.1f} s"
     )
     if done.removed:
         typer.echo(f"{done.removed} passages that are no longer in the documents left the index")
@@ -69,6 +79,17 @@ def ask(
     with Library.open(store, model=model, embedder=embedder, device=device) as library:
         reply = library.ask(question, k, from_text=text, recompute=recompute)
     typer.echo(_as_json(reply) if as_json else "\n".join(map(printable, _lines(reply))))
+
+
+def forget(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="What `gmsa index` wrote.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="As `gmsa ask --json` prints them.")],
+) -> None:
+    """Remove passages and their memories from a store."""
+    existing_store(store)
+    from gmsa_rag import pipeline
+
+    typer.echo(f"{pipeline.forget(store, ids)} passages and their memories left {store}")
 
 
 def _lines(reply: "Reply") -> list[str]:
