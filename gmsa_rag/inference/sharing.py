@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from gmsa_rag.errors import ConfigError, FingerprintError, InputError
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.memory.database import IN_MEMORY
-from gmsa_rag.memory.store import DEFAULT_STORE_MEMORIES, MemoryStore, default_store
+from gmsa_rag.memory.store import DEFAULT_STORE_BYTES, MemoryStore, default_store
 
 DEFAULT_MODEL = "gmsa-mini"
 DEFAULT_NAMESPACE = "default"
 
 _engines: dict[tuple[str, str, str, str | None], GMSA] = {}
 _engines_lock = threading.Lock()
-_stores: dict[tuple[int, str | None, str], MemoryStore] = {}
+Key = tuple[int, str | None, str]
+FILES_KEPT_OPEN = 32
+# A file stays open for whoever holds its store. The ones used last also stay open for whoever asks next; one that is in
+# neither closes itself. What is in memory would be lost, so it stays.
+_stores: WeakValueDictionary[Key, MemoryStore] = WeakValueDictionary()
+_recent: OrderedDict[Key, MemoryStore] = OrderedDict()
+_in_memory: dict[Key, MemoryStore] = {}
 _stores_lock = threading.Lock()
+_opening: WeakValueDictionary[Key, threading.Lock] = WeakValueDictionary()
+_of_parents: list[OrderedDict[Key, MemoryStore]] = []
 
 
 def load_engine(
@@ -85,14 +94,17 @@ def check_picklable(store: object) -> None:
 
 
 def shared_store(store: MemoryStore | str | Path | None, namespace: str | None = None) -> MemoryStore:
-    """The store that a `store=` and a `namespace=` setting mean; opened once per process and closed when that ends.
+    """The store that a `store=` and a `namespace=` setting mean, the same one for all who ask while it is open.
+
+    It is open as long as somebody holds it. A file that nobody holds is closed once 32 other stores on files were asked
+    for, and opened again when it is asked for; what is in memory stays until the process ends.
 
     Args:
         store: A store, the path of its file, or None for default_store().
         namespace: Of a path or of None, whose other namespaces are in memory and bounded like default_store(); a
             store has its own already. None for that, or for "default".
     Returns:
-        The store; the same one for the same path and namespace.
+        The store of that path and namespace.
     Raises:
         InputError: If a store is of another namespace.
         StoreError: If the file cannot be opened, see MemoryStore.
@@ -118,23 +130,51 @@ def path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _opened(key: tuple[int, str | None, str]) -> MemoryStore:
-    _, path, namespace = key
+def _opened(key: Key) -> MemoryStore:
+    opened = _open_already(key)
+    if opened is not None:  # without waiting for another one that is being opened
+        return opened
+    with _stores_lock:
+        opening = _opening.setdefault(key, threading.Lock())
+    with opening:
+        return _open_already(key) or _open_anew(key)
+
+
+def _open_already(key: Key) -> MemoryStore | None:
+    """The store of a key, unless someone closed it, or its file was deleted or replaced: it would write to nowhere."""
     with _stores_lock:
         opened = _stores.get(key)
-        # A store that someone closed is opened again, and so is one whose file was deleted or replaced meanwhile: the
-        # old connection would write to nowhere.
-        if opened is None or not opened.is_current:
-            bound = DEFAULT_STORE_MEMORIES if path is None else None
-            opened = MemoryStore(path or IN_MEMORY, namespace, max_memories=bound)
-            atexit.register(opened.close)
-            _stores[key] = opened
-        return opened
+    if opened is None or not opened.is_current:
+        return None
+    return _keep(key, opened)
+
+
+def _open_anew(key: Key) -> MemoryStore:
+    _, path, namespace = key
+    bound = DEFAULT_STORE_BYTES if path is None else None
+    return _keep(key, MemoryStore(path or IN_MEMORY, namespace, max_bytes=bound))
+
+
+def _keep(key: Key, store: MemoryStore) -> MemoryStore:
+    idle = []  # closed once the lock is free: closing the last connection of a file writes to it
+    with _stores_lock:
+        _stores[key] = store
+        if store.path == IN_MEMORY:
+            _in_memory[key] = store
+        else:
+            idle.append(_recent.pop(key, None))
+            _recent[key] = store
+            if len(_recent) > FILES_KEPT_OPEN:
+                idle.append(_recent.popitem(last=False)[1])
+    return store
 
 
 def _renew_locks() -> None:
-    global _engines_lock, _stores_lock
+    global _engines_lock, _stores_lock, _stores, _recent, _opening
     _engines_lock, _stores_lock = threading.Lock(), threading.Lock()
+    # Stores of the parent are never used here, nor dropped, which would close files that the parent has open.
+    _of_parents.append(_recent)
+    _stores, _recent, _opening = WeakValueDictionary(), OrderedDict(), WeakValueDictionary()
 
 
 # A thread may have held one of them when another one forked.

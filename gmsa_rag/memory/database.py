@@ -120,9 +120,12 @@ class Database:
 
     def close(self) -> None:
         """Close the connection; closing again does nothing."""
+        # A forked child shares the parent's file locks and log: closing there is the parent's business. Nor may it wait
+        # for a lock that a thread of the parent held at the fork.
+        if self._process != os.getpid():
+            return
         with self._lock:
-            # A forked child shares the parent's file locks and log: closing there is the parent's business.
-            if not self._closed and self._process == os.getpid():
+            if not self._closed:
                 self._closed = True
                 self._connection.close()
 

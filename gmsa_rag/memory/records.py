@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gmsa_rag.errors import FingerprintError, InputError, InputTypeError, MalformedHandleError, MemoryFormatError
 from gmsa_rag.memory.handles import Handle, make_handle, parse_handle
@@ -10,25 +10,15 @@ from gmsa_rag.memory.keys import encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 
 COLUMNS = "key, handle, fingerprint, rate, num_tokens, num_soft_tokens, text, data"
-_NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM memories WHERE namespace_id = :namespace)"
+NEXT_USE = "(SELECT coalesce(max(used), 0) + 1 FROM memories WHERE namespace_id = :namespace)"
 PUT = f"""
     INSERT INTO memories ({COLUMNS}, namespace_id, used)
-    VALUES (:key, :handle, :fingerprint, :rate, :num_tokens, :num_soft_tokens, :text, :data, :namespace, {_NEXT_USE})
+    VALUES (:key, :handle, :fingerprint, :rate, :num_tokens, :num_soft_tokens, :text, :data, :namespace, {NEXT_USE})
     ON CONFLICT (namespace_id, key) DO UPDATE SET
         handle = excluded.handle, fingerprint = excluded.fingerprint, rate = excluded.rate,
         num_tokens = excluded.num_tokens, num_soft_tokens = excluded.num_soft_tokens,
         text = coalesce(excluded.text, text), data = excluded.data, used = excluded.used"""
-TOUCH = f"UPDATE memories SET used = {_NEXT_USE} WHERE namespace_id = :namespace AND key = :key"
-# An evicted memory leaves its text behind for a while: it is small, and a prompt can fall back on it.
-EVICT = (
-    """UPDATE memories SET data = NULL WHERE id IN (
-        SELECT id FROM memories WHERE namespace_id = :namespace AND data IS NOT NULL
-        ORDER BY used DESC LIMIT -1 OFFSET :memories)""",
-    "DELETE FROM memories WHERE namespace_id = :namespace AND data IS NULL AND text IS NULL",
-    """DELETE FROM memories WHERE id IN (
-        SELECT id FROM memories WHERE namespace_id = :namespace AND data IS NULL
-        ORDER BY used DESC LIMIT -1 OFFSET :texts)""",
-)
+TOUCH = f"UPDATE memories SET used = {NEXT_USE} WHERE namespace_id = :namespace AND key = :key"
 
 Record = tuple[str, str, str, int, int, int, "bytes | None", "bytes | None"]
 
@@ -62,6 +52,11 @@ def encode(memory: object, text: str | None, secret: bytes, keep_text: bool) -> 
         "text": encode_text(text) if text is not None and keep_text else None,
         "data": memory.to_bytes(),
     }
+
+
+def size_of(row: Mapping[str, object]) -> int:
+    """Bytes of the memory and the text that encode() gave."""
+    return sum(len(value) for value in (row["data"], row["text"]) if isinstance(value, bytes))
 
 
 def decode(row: Record) -> Memory:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from gmsa_rag.checks import is_int
-from gmsa_rag.errors import (
-    InputError,
-    MemoryFormatError,
-    UnknownMemoryError,
-)
+from gmsa_rag.errors import MemoryFormatError, UnknownMemoryError
 from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
-from gmsa_rag.memory.handles import make_handle, parse_handle, store_identity
+from gmsa_rag.memory.eviction import Bounds
+from gmsa_rag.memory.handles import Handle, make_handle, parse_handle, store_identity
 from gmsa_rag.memory.keys import KEY, check_key, encode_text
 from gmsa_rag.memory.memory import Memory, memory_key
 from gmsa_rag.memory.records import (
     COLUMNS,
-    EVICT,
     PUT,
     TOUCH,
     Record,
@@ -32,17 +27,17 @@ from gmsa_rag.memory.records import (
     encode,
     passages_of,
     problem_of,
+    size_of,
 )
 
-DEFAULT_STORE_MEMORIES = 1024
-TEXTS_PER_MEMORY = 8
+DEFAULT_STORE_BYTES = 2**30
 
 
 class MemoryStore:
     """Memories and their texts in one namespace of an SQLite file.
 
-    Several threads may share a store, and several processes a file; after a fork, open it anew. An empty store is
-    still true, so that `store or other` does what it says.
+    Several threads may share a store, and several processes a file; after a fork, open it anew. One that is dropped
+    without close() closes its file. An empty store is still true, so that `store or other` does what it says.
 
     Args:
         path: The file, made if missing and readable by its owner only; ":memory:" keeps everything in memory.
@@ -50,7 +45,10 @@ class MemoryStore:
         secret: What handles are made with, at least 16 bytes. None: random, made with the namespace and kept in the
             file. Configure it where several files must issue the same handles.
         max_memories: Bound on the memories, >= 1; those not used for longest go first, and their texts stay until
-            there are 8 times as many. None: no bound, and reading writes nothing.
+            there are 8 times as many. None: no such bound.
+        max_bytes: Bound on the bytes of memories and texts, >= 1, as each process counts what it puts itself. What one
+            put_many() writes stays at least until the next one, however much it is. None: no such bound; with neither
+            bound, reading writes nothing.
         keep_text: Whether to keep the passages' own texts.
     Raises:
         InputError: If an argument has a wrong type or value.
@@ -72,13 +70,14 @@ class MemoryStore:
         *,
         secret: bytes | None = None,
         max_memories: int | None = None,
+        max_bytes: int | None = None,
         keep_text: bool = True,
     ) -> None:
-        if max_memories is not None and (not is_int(max_memories) or max_memories < 1):
-            got = repr(max_memories)[:80]
-            raise InputError("max_memories", expected="an int >= 1 or None", got=got, remedy="Pass None for no bound.")
-        self.namespace, self.max_memories, self.keep_text = namespace, max_memories, keep_text
+        self._bounds = Bounds(max_memories, max_bytes)
+        self.namespace, self.max_memories, self.max_bytes = namespace, max_memories, max_bytes
+        self.keep_text = keep_text
         self._database = Database(path, namespace, secret)
+        weakref.finalize(self, self._database.close)
 
     @property
     def path(self) -> str:
@@ -130,8 +129,13 @@ class MemoryStore:
         passages = passages_of(memories, texts)
         rows = [self._encode(memory, text) for memory, text in zip(memories, passages, strict=True)]
         with self._database.write() as connection:
+            if not self._bounds:
+                connection.executemany(PUT, rows)
+                return
+            namespace_id = self._database.namespace_id
+            first = self._bounds.next_use(connection, namespace_id)
             connection.executemany(PUT, rows)
-            self._evict(connection)
+            self._bounds.enforce(connection, namespace_id, first, put=sum(map(size_of, rows)))
 
     def put(self, memory: Memory, text: str | None = None) -> None:
         """Write one memory, as put_many() does."""
@@ -213,19 +217,14 @@ class MemoryStore:
             The memory, on the CPU.
         Raises:
             MalformedHandleError: If the handle was cut or altered.
-            UnknownMemoryError: If this namespace never issued it, or the memory is gone.
+            UnknownMemoryError: If this namespace never issued it, or the memory is gone: evicted, deleted or forgotten.
             FingerprintError: If the memory is of another compressor.
             CorruptStoreError: If the record is damaged.
         """
         parsed = parse_handle(handle)
         rows = self._rows("handle", [parsed.digest])
         if not rows:
-            raise UnknownMemoryError(
-                "handle",
-                expected="one that this store issued and still holds the memory of",
-                got=handle,
-                remedy="Use the store that compressed the passage, or compress it again.",
-            )
+            raise self._unknown(handle, parsed)
         memory = self._decode(rows[0])
         return check_use(parsed, memory, fingerprint)
 
@@ -296,7 +295,7 @@ class MemoryStore:
             return connection.execute(query, (self._database.namespace_id, key)).fetchone() is not None
 
     def _rows(self, column: str, values: list[str]) -> list[Record]:
-        bounded = self.max_memories is not None
+        bounded = bool(self._bounds)
         rows: list[Record] = []
         with self._database.write() if bounded else self._database.read() as connection:
             for piece, marks in chunks(values):
@@ -317,11 +316,20 @@ class MemoryStore:
         except MemoryFormatError as error:
             raise self._database.corrupt(f"memory {row[0]}: {error.got}") from error
 
-    def _evict(self, connection: sqlite3.Connection) -> None:
-        if self.max_memories is not None:
-            bounds = {"memories": self.max_memories, "texts": TEXTS_PER_MEMORY * self.max_memories}
-            for statement in EVICT:
-                connection.execute(statement, {"namespace": self._database.namespace_id, **bounds})
+    def _unknown(self, handle: str, parsed: Handle) -> UnknownMemoryError:
+        query = "SELECT 1 FROM memories WHERE namespace_id = ? AND handle = ?"
+        with self._database.read() as connection:
+            evicted = connection.execute(query, (self._database.namespace_id, parsed.digest)).fetchone()
+        gone = f" or has evicted since: it keeps {self._bounds}" if self._bounds else ""
+        got = f", whose memory was evicted, and only its text is left: the store keeps {self._bounds}"
+        remedy = "Use the store that compressed the passage, or compress it again."
+        larger = 'Compress the passage again, ask for on_missing="text", or use a store with more room, such as a file.'
+        return UnknownMemoryError(
+            "handle",
+            expected="one that this store issued and still holds the memory of",
+            got=handle + (got if evicted else f", which it never issued, or has forgotten{gone}"),
+            remedy=larger if evicted else remedy,
+        )
 
     def _delete(self, connection: sqlite3.Connection, keys: list[str]) -> int:
         deleted = 0
@@ -338,8 +346,9 @@ _default_lock = threading.Lock()
 def default_store() -> MemoryStore:
     """The store that every component uses which is given none: in memory, one per process, gone when it ends.
 
-    It keeps the 1024 memories used last, and more texts (see MemoryStore). A forked child gets an empty one of its
-    own, with another secret: handles do not cross processes. For that, or to keep memories, use a file.
+    It keeps 1 GiB of memories and texts, those used last, and always all that the last put_many() wrote. A forked child
+    gets an empty one of its own, with another secret: handles do not cross processes. For that, or to keep memories,
+    use a file.
 
     Returns:
         Always the same store within a process, unless someone closes it.
@@ -347,9 +356,7 @@ def default_store() -> MemoryStore:
     process = os.getpid()
     with _default_lock:
         if process not in _default_stores or not _default_stores[process].is_current:
-            store = MemoryStore(IN_MEMORY, max_memories=DEFAULT_STORE_MEMORIES)
-            atexit.register(store.close)
-            _default_stores[process] = store
+            _default_stores[process] = MemoryStore(IN_MEMORY, max_bytes=DEFAULT_STORE_BYTES)
         return _default_stores[process]
 
 

@@ -1,5 +1,6 @@
 """Components of a process that name the same checkpoint or store share it."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -12,15 +13,16 @@ from gmsa_rag.errors import CheckpointError, InputError
 from gmsa_rag.inference import sharing
 from gmsa_rag.inference.sharing import load_engine, path_text, shared_store
 from gmsa_rag.memory.memory import Memory, memory_key
-from gmsa_rag.memory.store import DEFAULT_STORE_MEMORIES, MemoryStore, default_store
+from gmsa_rag.memory.store import DEFAULT_STORE_BYTES, MemoryStore, default_store
 
 
 @pytest.fixture(autouse=True)
 def anew(monkeypatch):
     monkeypatch.setattr(sharing, "_engines", {})
-    monkeypatch.setattr(sharing, "_stores", stores := {})
+    for name in ("_stores", "_recent", "_in_memory"):
+        monkeypatch.setattr(sharing, name, type(getattr(sharing, name))())
     yield
-    for store in stores.values():
+    for store in list(sharing._stores.values()):
         store.close()
 
 
@@ -57,6 +59,67 @@ def test_a_path_is_opened_once(tmp_path):
     tenant = shared_store(path, "tenant")
     assert tenant is not store
     assert tenant.namespace == "tenant"
+
+
+def test_a_namespace_that_nobody_holds_is_closed_and_opened_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "FILES_KEPT_OPEN", 3)
+    path = tmp_path / "memories.db"
+    memory = Memory(torch.ones(1, 4), memory_key("f", 8, "Rome"), 8, 2, "f", (0, 2))
+    held = shared_store(path, "held")
+    in_memory = shared_store(None, "tenant")
+    in_memory.put(memory, "Rome")
+    handles = {}
+    for number in range(20):
+        tenant = shared_store(path, f"tenant {number}")
+        tenant.put(memory, "Rome")
+        handles[tenant.namespace] = tenant.handle(memory)
+    del tenant
+    gc.collect()
+    assert len(sharing._stores) == 3 + 2
+    for namespace, handle in handles.items():
+        assert shared_store(path, namespace).resolve(handle) == memory
+    assert shared_store(path, "held") is held and held.is_current
+    assert shared_store(None, "tenant") is in_memory and in_memory.resolve(in_memory.handle(memory)) == memory
+    held.check()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="a system that does not list descriptors")
+def test_many_tenants_of_a_file_take_few_descriptors(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(200):
+        shared_store(tmp_path / "memories.db", f"tenant {number}")
+    assert len(os.listdir("/proc/self/fd")) - before <= 3 * (sharing.FILES_KEPT_OPEN + 1)
+
+
+def test_a_file_that_is_being_opened_keeps_nobody_from_those_that_are_open(tmp_path, monkeypatch):
+    opened, started, go_on = shared_store(tmp_path / "open.db"), threading.Event(), threading.Event()
+    results = []
+
+    def slow(*args, **settings):
+        started.set()
+        assert go_on.wait(20)
+        return MemoryStore(*args, **settings)
+
+    monkeypatch.setattr(sharing, "MemoryStore", slow)
+    threads = [
+        threading.Thread(target=lambda: results.append(sharing._opened((os.getpid(), str(tmp_path / "busy.db"), "n"))))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    assert started.wait(20)
+    asking = threading.Thread(
+        target=lambda: results.append(sharing._opened((os.getpid(), opened.path, opened.namespace)))
+    )
+    asking.start()
+    asking.join(5)
+    unhindered = list(results)
+    go_on.set()
+    for thread in (*threads, asking):
+        thread.join()
+    assert unhindered == [opened]
+    assert len(results) == 4 and len({*map(id, results)}) == 2
+    assert not sharing._opening
 
 
 def test_a_file_that_was_deleted_is_made_anew(tmp_path):
@@ -112,10 +175,10 @@ def test_stores_in_memory():
     assert shared_store(None) is shared_store(None, "default") is default_store()
     tenant = shared_store(None, "tenant")
     assert tenant is shared_store(None, "tenant") is not default_store()
-    assert (tenant.namespace, tenant.max_memories) == ("tenant", DEFAULT_STORE_MEMORIES)
+    assert (tenant.namespace, tenant.max_bytes) == ("tenant", DEFAULT_STORE_BYTES)
     named = shared_store(":memory:")
     assert named is shared_store(":memory:") is not default_store()
-    assert named.max_memories is None
+    assert named.max_memories is named.max_bytes is None
 
 
 def test_a_store_is_itself_and_of_its_own_namespace():

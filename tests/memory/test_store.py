@@ -1,5 +1,6 @@
 """MemoryStore: what is stored comes back, what is deleted is gone, and damage is named."""
 
+import gc
 import multiprocessing
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from gmsa_rag.errors import (
     StoreError,
     UnknownMemoryError,
 )
-from gmsa_rag.memory import Memory, MemoryStore, default_store, memory_key, open_store, resolve_parts
+from gmsa_rag.memory import Memory, MemoryStore, default_store, memory_key, open_store
 
 FINGERPRINT = "f" * 64
 
@@ -226,28 +227,12 @@ def test_bytes_that_a_reader_holds_back_are_reported(path, store, monkeypatch):
     assert store.forget("held back") == 0 and b"held back" not in contents(path)
 
 
-def test_the_least_recently_used_memory_goes_first_and_its_text_stays_for_a_while(path):
-    with MemoryStore(path, max_memories=2) as store:
-        first, second = fill(store, "one", "two")
-        assert store.get(first.key) == first
-        [third] = fill(store, "three")
-        assert store.keys() == [first.key, third.key] and len(store) == 2 and second.key not in store
-        handle = store.handle(second)
-        with pytest.raises(UnknownMemoryError):
-            store.resolve(handle)
-        assert resolve_parts(handle, store.resolve, on_missing="text", text_of=store.text) == ["two"]
-        store.put(second)
-        assert store.resolve(handle) == second and store.text(handle) == "two"
-        fill(store, *(f"text {number}" for number in range(30)))
-        assert len(store) == 2 and store.text(handle) is None
-        assert store._database._connection.execute("SELECT count(*) FROM memories").fetchone()[0] == 2 + 2 * 8
-        store.check()
-
-
-@pytest.mark.parametrize("bound", [0, -1, True, "3"])
-def test_bounds_are_checked(bound):
-    with pytest.raises(InputError, match="max_memories"):
-        MemoryStore(":memory:", max_memories=bound)
+def test_a_store_that_is_dropped_closes_its_file(path):
+    store = MemoryStore(path)
+    database = store._database
+    del store
+    gc.collect()
+    assert not database.is_current
 
 
 def test_reading_an_unbounded_store_writes_nothing(path, store):
@@ -323,8 +308,8 @@ def test_threads_share_a_store(store):
 
 def test_the_default_store_is_one_bounded_store_in_memory():
     assert default_store() is default_store() is open_store(None)
-    assert default_store().path == ":memory:" and default_store().max_memories == 1024
-    assert default_store()
+    assert default_store().path == ":memory:" and default_store().max_memories is None
+    assert default_store() and default_store().max_bytes == 2**30
 
 
 def test_open_store_takes_what_a_store_argument_may_be(path, store):
