@@ -4,7 +4,7 @@ GMSAError
 ├── ConfigError               a setting or recipe that makes no sense            (also ValueError)
 ├── InputError                an argument with a wrong value                     (also ValueError)
 │   ├── InputTypeError        an argument of a wrong type                        (also TypeError)
-│   ├── RateError             a compression rate that is not an int >= 1
+│   ├── RateError             a compression rate that is not an int >= 1, or above 2**31 - 1
 │   ├── ShapeError            a tensor of a wrong shape
 │   └── PromptTooLongError    a prompt beyond the decoder's window; `.excess` says by how many positions
 ├── CheckpointError           a checkpoint that is missing, corrupt or incomplete

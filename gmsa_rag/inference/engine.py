@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmsa_rag.checks import check_rate, check_text, check_texts
+from gmsa_rag.checks import check_name, check_rate, check_text, check_texts
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, InputTypeError
 from gmsa_rag.inference.chat import chat_parts
 from gmsa_rag.inference.compression import compress_passages
-from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling, stop_strings
+from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
 from gmsa_rag.inference.embedding import check_memory, embed_prompt
 from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype, warn_of_slow_dtype
 from gmsa_rag.inference.prompt import (
@@ -93,7 +93,7 @@ class GMSA:
         """
         place = resolve_device(device)
         hub: Any = {"token": token, "local_files_only": local_files_only}
-        directory = resolve_checkpoint(name, revision=revision, **hub)
+        directory = resolve_checkpoint(check_name(name), revision=revision, **hub)
         checkpoint = load_checkpoint(directory, dtype=resolve_dtype(dtype, place), device=place, **hub)
         logger.info("%s on %s in %s", directory.name, place, checkpoint.decoder.dtype)
         warn_of_slow_dtype(place, checkpoint.decoder.dtype)
@@ -165,7 +165,7 @@ class GMSA:
             A memory for a str, else a list in order; soft tokens on the CPU in the compressor's dtype.
 
         Raises:
-            RateError: If the rate is not an int >= 1.
+            RateError: If the rate is not an int >= 1, or beyond 2**31 - 1.
             InputTypeError: If a passage is no str.
             InputError: If a passage is not valid Unicode.
         """
@@ -188,9 +188,9 @@ class GMSA:
         prompt: Part | Sequence[Part] | Sequence[Sequence[Part]],
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         top_p: float = 1.0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         overflow: str = "error",
         seed: int | None = None,
         min_new_tokens: int = 0,
@@ -201,11 +201,10 @@ class GMSA:
             prompt: Parts, str or Memory in any order; a list of lists is a batch. Names of control tokens in a str are
                 control tokens, as in a rendered chat template; wrap what others wrote in `Verbatim`.
             max_new_tokens: Most tokens to generate; generation also ends where the decoder's window does.
-            temperature: 0 takes the likeliest token.
+            temperature: 0 or None takes the likeliest token.
             top_p: Draw from the likeliest tokens that together have this probability.
-            stop: Strings to end before.
-            overflow: "error", or "drop_last" to leave memories out from the end until the prompt fits, with a warning
-                in the log.
+            stop: Strings to end before; None for none.
+            overflow: "error", or "drop_last" to leave memories out from the end until it fits, as the log then says.
             seed: Makes what is drawn repeatable, for the same prompts; None draws anew each time.
             min_new_tokens: Fewest tokens to generate; 0 lets an answer be empty.
 
@@ -215,11 +214,11 @@ class GMSA:
         Raises:
             PromptTooLongError: If a prompt does not fit.
             FingerprintError: If a memory was made by another compressor.
-            InputError: If a prompt is empty.
+            InputError: If a prompt is empty; ConfigError or InputTypeError: for a setting that `Sampling` refuses.
         """
         batched = isinstance(prompt, Sequence) and not isinstance(prompt, str) and _is_batch(prompt)
         prompts: Any = prompt if batched else [prompt]
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed, min_new_tokens)
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, stop, seed, min_new_tokens)
         fitted = [self._fit(parts, overflow, max_new_tokens) for parts in prompts]
         texts = self.decoding.generate([self._embed(prompt) for prompt in fitted], sampling)
         return texts if batched else texts[0]
@@ -229,15 +228,15 @@ class GMSA:
         prompt: Part | Sequence[Part],
         *,
         max_new_tokens: int = 128,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         top_p: float = 1.0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         overflow: str = "error",
         seed: int | None = None,
         min_new_tokens: int = 0,
     ) -> Iterator[str]:
         """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, stop_strings(stop), seed, min_new_tokens)
+        sampling = Sampling.of(max_new_tokens, temperature, top_p, stop, seed, min_new_tokens)
         return self.decoding.stream(self._embed(self._fit(prompt, overflow, max_new_tokens)), sampling)
 
     def restore(self, memory: Memory) -> str:
@@ -278,8 +277,9 @@ class GMSA:
             PromptTooLongError: If the prompt, or the question alone, does not fit.
             FingerprintError: If a memory was made by another compressor.
         """
+        sampling = Sampling(max_new_tokens)
         prompt, kept = self._fit_answer(question, passages, titles, overflow, max_new_tokens)
-        text = self.decoding.generate([self._embed(prompt)], Sampling(max_new_tokens))[0]
+        text = self.decoding.generate([self._embed(prompt)], sampling)[0]
         return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)), num_passages=kept)
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:

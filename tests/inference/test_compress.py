@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from gmsa_rag.checks import LARGEST_RATE
 from gmsa_rag.errors import InputError, InputTypeError, RateError
 from gmsa_rag.inference import compression as module
 from gmsa_rag.inference.engine import GMSA
@@ -139,10 +140,17 @@ def test_what_is_no_text_is_a_typed_error(gmsa, passages, error):
         gmsa.compress(passages)
 
 
-@pytest.mark.parametrize("rate", [0, -2, 1.5, "8", True])
+@pytest.mark.parametrize("rate", [0, -2, 1.5, "8", True, 2**31, 2**63])
 def test_a_bad_rate_is_a_typed_error(gmsa, rate):
-    with pytest.raises(RateError):
-        gmsa.compress("text", rate=rate)
+    with MemoryStore(":memory:") as store, pytest.raises(RateError):
+        gmsa.compress("text", rate=rate, store=store)
+
+
+def test_a_store_holds_the_largest_rate(gmsa):
+    with MemoryStore(":memory:") as store:
+        [made] = gmsa.compress(["text"], rate=LARGEST_RATE, store=store)
+        assert store.get(made.key) == made
+        store.check()
 
 
 def test_a_bad_passage_among_good_ones_stores_nothing(gmsa):

@@ -3,11 +3,18 @@ import logging
 import pytest
 import torch
 
+from gmsa_rag.errors import InputTypeError
 from gmsa_rag.inference import loading
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.training.loop import Run
 from gmsa_rag.training.objective import Objective
 from gmsa_rag.training.recipe import Optimisation
+
+
+@pytest.mark.parametrize("name", [None, 5, b"gmsa-mini"])
+def test_a_checkpoint_has_a_name(name):
+    with pytest.raises(InputTypeError, match="a str or a path"):
+        GMSA.from_pretrained(name)
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
 """Calls of ChatGMSA at the same time share the decoder's steps, and harm neither each other nor the event loop."""
 
 import asyncio
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pydantic import ValidationError
 
-from gmsa_rag.errors import GenerationTimeoutError, PromptTooLongError, UnknownMemoryError
+from gmsa_rag.errors import GenerationTimeoutError, InputTypeError, PromptTooLongError, UnknownMemoryError
 from gmsa_rag.inference import microbatching
+from gmsa_rag.memory import MemoryStore
 from langchain_gmsa import ChatGMSA
 from langchain_gmsa.fusing import FusedBatch
 
@@ -111,6 +113,26 @@ async def test_the_event_loop_goes_on_while_answers_are_generated(chat, held):
     assert not any(task.done() for task in asked)
     held.go.set()
     assert len({message.text for message in await asyncio.gather(*asked)}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_event_loop_goes_on_while_a_store_is_opened(gmsa, tmp_path, stream):
+    path = tmp_path / "memories.db"
+    MemoryStore(path).close()
+    chat = ChatGMSA(gmsa=gmsa, store=path, namespace=f"new-{stream}", max_tokens=2)
+
+    async def ask():
+        return [chunk async for chunk in chat.astream("Where?")] if stream else [await chat.ainvoke("Where?")]
+
+    other = sqlite3.connect(path)
+    other.execute("BEGIN IMMEDIATE")  # busy until the loop has come round this often
+    asked = asyncio.ensure_future(ask())
+    for _ in range(100):
+        await asyncio.sleep(0.001)
+    assert not asked.done()
+    other.rollback()
+    other.close()
+    assert await asked
 
 
 async def test_a_cancelled_call_that_has_not_begun_is_never_generated(chat, gmsa, held, monkeypatch, count_calls):
@@ -244,6 +266,33 @@ def test_a_stream_that_takes_too_long_ends(chat):
 async def test_an_asynchronous_stream_that_takes_too_long_ends(chat):
     with pytest.raises(GenerationTimeoutError):
         [chunk async for chunk in chat.astream("Where?", timeout=1e-9)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_tokens", "16"),
+        ("max_tokens", 2.5),
+        ("min_tokens", "a"),
+        ("temperature", "hot"),
+        ("seed", "x"),
+        ("timeout", "1"),
+        ("stop", [5]),
+    ],
+)
+async def test_a_setting_of_a_wrong_type_is_refused_before_anything_is_queued(chat, setting, value, count_calls):
+    queued = count_calls(microbatching._Queue, "put")
+    named = setting.replace("_tokens", "_new_tokens")
+    for ask in (
+        chat.invoke,
+        lambda prompt, **call: list(chat.stream(prompt, **call)),
+        lambda prompt, **call: chat.batch([prompt, prompt], **call),
+    ):
+        with pytest.raises(InputTypeError, match=named):
+            ask("Where?", **{setting: value})
+    with pytest.raises(InputTypeError, match=named):
+        await chat.ainvoke("Where?", **{setting: value})
+    assert not queued
 
 
 @pytest.mark.parametrize(

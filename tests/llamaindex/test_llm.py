@@ -200,6 +200,23 @@ def test_sampling_settings(llm, wide, chat):
             GMSALLM(**wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"max_tokens": "16"}, {"max_tokens": 2.5}, {"temperature": "hot"}, {"seed": "x"}, {"timeout": "1"}, {"stop": [5]}],
+    ids=str,
+)
+def test_a_setting_of_a_wrong_type_is_refused_before_anything_is_asked(llm, chat, wrong, prompts):
+    with pytest.raises(InputTypeError):
+        every_call(llm, chat, **wrong)
+    assert prompts == []
+
+
+def test_none_leaves_temperature_and_stop_strings_unset(llm, wide, store, chat):
+    expected = every_call(llm, chat)
+    assert every_call(llm, chat, temperature=None, stop=None) == expected
+    assert every_call(GMSALLM(gmsa=wide, store=store, max_tokens=2, temperature=None), chat) == expected
+
+
 def test_the_numbers_are_those_of_the_decoder(llm, wide, chat, handle, store, own_tokenizer):
     counter = TokenCountingHandler()
     llm = llm.model_copy(update={"callback_manager": CallbackManager([counter])})

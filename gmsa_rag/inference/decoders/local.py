@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from gmsa_rag.inference.batching import token_budget_batches
 from gmsa_rag.inference.decoders.sampling import Sampling, choose_tokens, random_state
 from gmsa_rag.inference.decoders.sessions import Sessions, check_cache
-from gmsa_rag.inference.stopping import is_stopped, stop_strings
+from gmsa_rag.inference.stopping import is_stopped
 from gmsa_rag.inference.tokens import TokenCodec
 
-__all__ = ["BATCH_POSITIONS", "LocalDecoder", "Sampling", "stop_strings"]
+__all__ = ["BATCH_POSITIONS", "LocalDecoder", "Sampling"]
 
 BATCH_POSITIONS = 16_384
 

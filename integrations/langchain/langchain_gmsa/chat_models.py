@@ -19,8 +19,10 @@ from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import BaseTool
 from pydantic import BeforeValidator, Field, SecretStr
 
+from gmsa_rag.checks import check_number
 from gmsa_rag.errors import GMSAError, InputError
 from gmsa_rag.inference import microbatching
+from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.microbatching import LONGEST_TIMEOUT, LONGEST_WINDOW, Batching, Request
 from gmsa_rag.inference.prompt import check_overflow
@@ -240,10 +242,10 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        prompt = self._read(turns_of(messages), self._reading(kwargs))
+        prompt = self._read(turns_of(messages), self._reading(kwargs, stop))
         answer = ""
-        settings = {**self._sampling(stop, kwargs), "timeout": self._timeout(kwargs)}
-        for piece in without_leading_space(microbatching.stream(self._gmsa(), prompt.parts, **settings)):
+        pieces = microbatching.stream(self._gmsa(), prompt.parts, **self._sampling(kwargs, stop))
+        for piece in without_leading_space(pieces):
             answer += piece
             chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
             if run_manager:
@@ -280,7 +282,7 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: builtins.dict[str, Any]
     ) -> Prompt | tuple[Prompt, Request]:
         """The prompt of one run; with its place in the queue, if the run is of a batch."""
-        turns, reading = turns_of(messages), self._reading(kwargs)
+        turns, reading = turns_of(messages), self._reading(kwargs, stop)
         batch = _batch.get()
         if batch is None or batch.owner is not self:
             return self._read(turns, reading)
@@ -319,9 +321,8 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         return microbatching.submit(
             self._gmsa(),
             [prompt.parts for prompt in prompts],
-            timeout=self._timeout(kwargs),
             batching=Batching(self.batch_window, min(size or self.max_batch_size, self.max_batch_size)),
-            **self._sampling(stop, kwargs),
+            **self._sampling(kwargs, stop),
         )
 
     def _try_read(self, turns: list[Turn], reading: Reading) -> Prompt | GMSAError:
@@ -342,33 +343,31 @@ class ChatGMSA(BaseChatModel, GMSASettings):
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
-    def _reading(self, kwargs: builtins.dict[str, Any]) -> Reading:
+    def _reading(self, kwargs: builtins.dict[str, Any], stop: list[str] | None = None) -> Reading:
+        """How a call reads its prompt; its other settings are checked too, before anything is read or queued."""
         _check_per_call(kwargs, self._name)
+        self._sampling(kwargs, stop)
         allowed: Collection[str] | None = kwargs.get("allowed_handles", self.allowed_handles)
         on_missing, overflow = kwargs.get("on_missing", self.on_missing), kwargs.get("overflow", self.overflow)
         check_overflow(overflow)
         room = kwargs.get("max_tokens", self.max_tokens) or 1
         return Reading(on_missing, None if allowed is None else frozenset(allowed), overflow, room)
 
-    def _sampling(self, stop: list[str] | None, kwargs: builtins.dict[str, Any]) -> builtins.dict[str, Any]:
-        max_tokens = kwargs.get("max_tokens", self.max_tokens)
-        return {
-            "max_new_tokens": self._gmsa().decoder_window if max_tokens is None else max_tokens,
-            "temperature": kwargs.get("temperature", self.temperature) or 0.0,
-            "top_p": kwargs.get("top_p", self.top_p),
-            "stop": (self.stop or ()) if stop is None else stop,
-            "seed": kwargs.get("seed", self.seed),
-            "min_new_tokens": kwargs.get("min_tokens", self.min_tokens),
-        }
-
-    def _timeout(self, kwargs: builtins.dict[str, Any]) -> float | None:
-        timeout: float | None = kwargs.get("timeout", self.timeout)
-        return timeout
+    def _sampling(self, kwargs: builtins.dict[str, Any], stop: list[str] | None) -> builtins.dict[str, Any]:
+        max_tokens, timeout = kwargs.get("max_tokens", self.max_tokens), kwargs.get("timeout", self.timeout)
+        sampling = Sampling.of(
+            self._gmsa().decoder_window if max_tokens is None else max_tokens,
+            kwargs.get("temperature", self.temperature),
+            kwargs.get("top_p", self.top_p),
+            self.stop if stop is None else stop,
+            kwargs.get("seed", self.seed),
+            kwargs.get("min_tokens", self.min_tokens),
+        )
+        return {**vars(sampling), "timeout": None if timeout is None else check_number(timeout, "timeout")}
 
     async def _aload(self) -> None:
-        """Load, aside from the event loop, the checkpoint that its own `_identifying_params` would have to load."""
-        if self._known_fingerprint(self.model_name) is None:
-            await run_in_executor(None, self._gmsa)
+        """Have what `_identifying_params` would load or open on the event loop there beforehand."""
+        await run_in_executor(None, lambda: self._identifying_params)
 
     def _gmsa(self) -> GMSA:
         return self._engine(self.model_name)

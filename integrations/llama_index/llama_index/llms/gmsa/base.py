@@ -13,7 +13,9 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 from pydantic import Field, field_serializer
 
+from gmsa_rag.checks import check_number
 from gmsa_rag.errors import InputError
+from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.microbatching import Request, stream, submit
 from gmsa_rag.inference.prompt import check_overflow
 from gmsa_rag.inference.reading import Prompt, Reading, read_text, read_turns, without_leading_space
@@ -42,7 +44,7 @@ class GMSALLM(GMSASettings, CustomLLM):
     Args:
         model: Checkpoint: a bundled name, a directory, or a hub id. It is loaded at first use, once per process;
             asking for `metadata` is a use.
-        temperature: 0 takes the likeliest token; higher draws more freely.
+        temperature: 0 or None takes the likeliest token; higher draws more freely.
         top_p: Draw from the likeliest tokens that together have this probability.
         max_tokens: Most tokens of an answer; None for as many as the decoder's window holds.
         stop: Strings to end before.
@@ -70,7 +72,7 @@ class GMSALLM(GMSASettings, CustomLLM):
         ('gmsa-mini', {'soft_tokens': 0, 'original_tokens': 0})
     """
 
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float | None = Field(default=0.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int | None = Field(default=128, ge=1)
     stop: list[str] | None = None
@@ -116,7 +118,7 @@ class GMSALLM(GMSASettings, CustomLLM):
             FingerprintError: If a memory is of another checkpoint.
             PromptTooLongError: If the prompt does not fit.
             GenerationTimeoutError: If the answer is not there in time.
-            InputError: If there is no such setting.
+            InputError: If there is no such setting, or its value is wrong.
         """
         read = self._read_completion(prompt, formatted, kwargs)
         return self._response(read, self._submit(read, kwargs).result())
@@ -200,9 +202,11 @@ class GMSALLM(GMSASettings, CustomLLM):
         return read_turns(turns(messages), self.engine, self.memories, self._reading(kwargs))
 
     def _reading(self, kwargs: Mapping[str, Any]) -> Reading:
+        """How a call reads its prompt; its other settings are checked too, before anything is read or queued."""
         if unknown := sorted(set(kwargs) - set(_PER_CALL)):
             got, remedy = ", ".join(unknown), "Leave it out, or make another GMSALLM."
             raise InputError("settings of this call", expected=", ".join(_PER_CALL), got=got, remedy=remedy)
+        self._sampling(kwargs)
         allowed, overflow = self._setting("allowed_handles", kwargs), self._setting("overflow", kwargs)
         check_overflow(overflow)
         handles = None if allowed is None else frozenset(allowed)
@@ -210,15 +214,16 @@ class GMSALLM(GMSASettings, CustomLLM):
         return Reading(self._setting("on_missing", kwargs), handles, overflow, room)
 
     def _sampling(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        max_tokens, stop = self._setting("max_tokens", kwargs), self._setting("stop", kwargs)
-        return {
-            "max_new_tokens": self.engine.decoder_window if max_tokens is None else max_tokens,
-            "temperature": self._setting("temperature", kwargs),
-            "top_p": self._setting("top_p", kwargs),
-            "stop": [stop] if isinstance(stop, str) else stop or (),
-            "seed": self._setting("seed", kwargs),
-            "timeout": self._setting("timeout", kwargs),
-        }
+        max_tokens, timeout = self._setting("max_tokens", kwargs), self._setting("timeout", kwargs)
+        sampling = Sampling.of(
+            self.engine.decoder_window if max_tokens is None else max_tokens,
+            self._setting("temperature", kwargs),
+            self._setting("top_p", kwargs),
+            self._setting("stop", kwargs),
+            self._setting("seed", kwargs),
+            min_new_tokens=0,
+        )
+        return {**vars(sampling), "timeout": None if timeout is None else check_number(timeout, "timeout")}
 
     def _setting(self, name: str, kwargs: Mapping[str, Any]) -> Any:
         return kwargs.get(name, getattr(self, name))
