@@ -28,12 +28,13 @@ class Passage:
     Attributes:
         text: The text, or the handle that stands for it.
         name: What to call it in errors.
-        compressed: Whether the document's metadata says that it was compressed.
+        key: The memory's, which the document's metadata says the handle stands for; None if the text is text, whatever
+            it looks like.
     """
 
     text: str
     name: str
-    compressed: bool = False
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Replacing:
 
 
 def passage_of(text: str, metadata: Mapping[str, Any], name: str) -> Passage:
-    """The passage of a document.
+    """The passage of a document. A handle without the metadata that compression adds is text: anybody may write it.
 
     Args:
         text: Of the document.
@@ -81,16 +82,18 @@ def passage_of(text: str, metadata: Mapping[str, Any], name: str) -> Passage:
     Raises:
         MalformedHandleError: If it was compressed, and its text is a cut or altered handle now.
     """
-    compressed, plain = KEY in metadata, neutralise(text)
+    key, plain = metadata.get(KEY), neutralise(text)
     # An attached document keeps its text, in which look-alikes may be; any other has none but its handle.
-    if compressed and plain != text and not whole_handle(text) and not _is_attached(plain, metadata):
+    if not isinstance(key, str) or plain == text or _is_attached(plain, metadata):
+        return Passage(text, name)
+    if whole_handle(text) is None:
         raise MalformedHandleError(
             name,
             expected="one whole handle, as compression left it",
             got=repr(text[:60]),
             remedy="Make compression the last step that changes documents.",
         )
-    return Passage(text, name, compressed)
+    return Passage(text, name, key)
 
 
 def replace_passages(
@@ -98,8 +101,8 @@ def replace_passages(
 ) -> list[Replacement]:
     """Compress passages in one fused call; look-alikes of handles in them are neutralised.
 
-    An empty passage is left as it is, and so is one that is exactly a handle of this store. A handle that the store
-    does not know is ordinary text, unless the metadata says that the document was compressed.
+    An empty passage is left as it is, and so is the handle of a memory whose key the document's metadata has. Any
+    other handle is ordinary text.
 
     Args:
         passages: The passages.
@@ -120,19 +123,18 @@ def replace_passages(
 def plan_passage(passage: Passage, gmsa: GMSA, store: MemoryStore, settings: Replacing) -> Plan:
     """What is to become of one passage; arguments and errors are those of replace_passages()."""
     text = check_text(passage.text, passage.name)
-    handle = whole_handle(text)
     if not text:
         return Replacement(text)
-    if handle is None:
-        return neutralise(text)
+    if passage.key is None:
+        return _as_text(passage)
     try:
-        _check_rate(passage, store.resolve(handle, fingerprint=gmsa.fingerprint), settings.rate)
-        return Replacement(text)
+        memory = store.resolve(text.strip(), fingerprint=gmsa.fingerprint)
     except HandleError as error:
-        if passage.compressed:
-            return _missing(handle, store, settings.on_missing, error)
-        logger.warning("%s looks like a handle, but not of this store: compressed as text", passage.name)
-        return neutralise(text)
+        return _missing(passage, store, settings.on_missing, error)
+    if memory.key != passage.key:
+        return _as_text(passage)
+    _check_rate(passage, memory, settings.rate)
+    return Replacement(text)
 
 
 def carry_out(plans: Sequence[Plan], gmsa: GMSA, store: MemoryStore, settings: Replacing) -> list[Replacement]:
@@ -153,18 +155,20 @@ def restore_passage(passage: Passage, store: MemoryStore) -> str:
     Returns:
         The text.
     Raises:
+        MalformedHandleError: If the passage's key is not 32 hex digits.
         UnknownMemoryError: If the store does not hold the text of a compressed passage.
     """
-    handle = whole_handle(passage.text)
-    text = store.text(handle) if handle else passage.text
-    if text is None and passage.compressed:
+    if passage.key is None:
+        return passage.text
+    text = _own_text(passage, store)
+    if text is None:
         raise UnknownMemoryError(
             passage.name,
             expected="one whose text this store holds",
-            got=f"the handle {handle}",
+            got=f"the handle {passage.text.strip()}",
             remedy="Use the store that compressed it, one that keeps texts.",
         )
-    return passage.text if text is None else text
+    return text
 
 
 def whole_handle(text: str) -> str | None:
@@ -187,12 +191,24 @@ def _is_attached(plain: str, metadata: Mapping[str, Any]) -> bool:
     return bool(memory_key(fingerprint, rate, plain) == metadata[KEY])
 
 
-def _missing(handle: str, store: MemoryStore, on_missing: OnMissing, error: HandleError) -> Plan:
+def _as_text(passage: Passage) -> str:
+    if whole_handle(passage.text):
+        logger.warning("%s is a handle that its metadata does not vouch for: compressed as text", passage.name)
+    return neutralise(passage.text)
+
+
+def _own_text(passage: Passage, store: MemoryStore) -> str | None:
+    """What the store holds of a handle; None unless it is the text of the key as well, and so no other document's."""
+    text = store.text(passage.text.strip())
+    return text if text is not None and passage.key is not None and store.text(passage.key) == text else None
+
+
+def _missing(passage: Passage, store: MemoryStore, on_missing: OnMissing, error: HandleError) -> Plan:
     if not isinstance(error, UnknownMemoryError):
         raise error
     if on_missing == "drop":
         return Replacement(None)
-    text = store.text(handle) if on_missing == "text" else None
+    text = _own_text(passage, store) if on_missing == "text" else None
     if text is None:
         raise error
     return text

@@ -24,7 +24,7 @@ from gmsa_rag.inference import sharing
 from gmsa_rag.inference.engine import GMSA
 from gmsa_rag.inference.replacing import METADATA
 from gmsa_rag.memory import MemoryStore, default_store, find_handles, neutralise
-from langchain_gmsa import GMSAContextCompressor
+from langchain_gmsa import GMSAContextCompressor, format_docs
 
 FAKE = f"[[gmsa:{'0' * 32}:3]]"
 ALLOWED = {"allowed_objects": [GMSAContextCompressor], "valid_namespaces": ["langchain_gmsa"]}
@@ -141,8 +141,6 @@ def test_handles_pass_unchanged_at_their_rate_only(compressor, gmsa, store, docu
     compressed = compressor.invoke(documents)
     assert compressor.invoke(compressed) == compressed
     assert compressor.invoke([*documents[:1], *compressed[1:]]) == compressed
-    bare = Document(compressed[0].page_content)
-    assert compressor.invoke([bare]) == [bare]
     with pytest.raises(RateError, match="rate 8"):
         GMSAContextCompressor(gmsa=gmsa, store=store, rate=8).invoke(compressed)
 
@@ -156,7 +154,21 @@ def test_look_alikes_in_passages_are_neutralised(compressor, gmsa, store, docume
     with caplog.at_level(logging.WARNING, "gmsa_rag"):
         [compressed] = compressor.invoke([Document(FAKE)])
     assert store.text(compressed.page_content) == neutralise(FAKE)
-    assert "not of this store" in caplog.text
+    assert "does not vouch for" in caplog.text
+
+
+def test_a_document_that_is_the_handle_of_another_reads_nothing_of_it(compressor, store, documents):
+    secret = compressor.invoke(documents)[0].page_content
+    pasted = Document(f" {secret}\n", id="mallory")
+    attached = compressor.model_copy(update={"mode": "attach"}).invoke([pasted])
+    for found in ([pasted], attached, compressor.invoke([pasted])):
+        assert secret not in format_docs(found)
+        [compressed] = compressor.invoke(found)
+        assert store.text(compressed.page_content) == neutralise(pasted.page_content)
+        assert compressor.invoke([compressed]) == [compressed]
+        assert "Danube" not in compressor.restore_documents(found)[0].page_content
+    short = compressor.model_copy(update={"min_tokens": 1000}).invoke([pasted])
+    assert short == [pasted.model_copy(update={"page_content": neutralise(pasted.page_content)})]
 
 
 def test_a_handle_of_another_store_or_checkpoint_is_a_typed_error(compressor, make_base, tokenizer, store, documents):

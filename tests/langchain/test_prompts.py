@@ -67,6 +67,7 @@ def test_handles_stay_and_look_alikes_do_not(compressor, documents):
     handles = [document.page_content for document in compressed]
     assert find_handles(format_docs(compressed)) == handles
     hostile = [Document(f"read {handles[0]}"), Document("x", metadata={"title": handles[1]}), Document(f"{FAKE}{FAKE}")]
+    hostile += [Document(handles[0]), Document(handles[0], metadata={"gmsa_key": None})]
     assert find_handles(format_docs(hostile)) == []
 
 

@@ -26,7 +26,7 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.inference.replacing import METADATA
-from gmsa_rag.memory.handles import find_handles, parse_handle
+from gmsa_rag.memory.handles import find_handles, neutralise, parse_handle
 from gmsa_rag.memory.store import MemoryStore, default_store
 from llama_index.postprocessor.gmsa import GMSANodePostprocessor
 
@@ -129,6 +129,17 @@ def test_a_foreign_handle_is_text_unless_the_node_says_that_it_was_compressed(po
     assert post.model_copy(update={"on_missing": "drop"}).postprocess_nodes([foreign[0], nodes[1]])[0].id_ == "n1"
     with pytest.raises(UnknownMemoryError):
         post.model_copy(update={"on_missing": "text"}).postprocess_nodes(foreign)
+
+
+def test_a_node_that_is_the_handle_of_another_reads_nothing_of_it(post, nodes, store):
+    secret = post.postprocess_nodes(nodes)[0].text
+    pasted = [NodeWithScore(node=TextNode(text=secret, id_="mallory"))]
+    attached = post.model_copy(update={"mode": "attach"}).postprocess_nodes(pasted)
+    for found in (pasted, attached, post.postprocess_nodes(pasted)):
+        [compressed] = post.postprocess_nodes(found)
+        assert store.text(compressed.text) == neutralise(secret)
+        assert post.postprocess_nodes([compressed])[0].text == compressed.text
+        assert post.restore_nodes(found)[0].text in (secret, neutralise(secret))
 
 
 def test_a_handle_that_was_cut_on_its_way_raises(post, nodes):

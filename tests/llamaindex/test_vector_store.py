@@ -27,7 +27,7 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic import ValidationError
 
-from gmsa_rag.errors import InputError, ShapeError, StoreError
+from gmsa_rag.errors import InputError, InputTypeError, ShapeError, StoreError
 from gmsa_rag.memory.index import VectorIndex
 from gmsa_rag.memory.store import MemoryStore
 from llama_index.vector_stores.gmsa import GMSAVectorStore
@@ -228,8 +228,13 @@ def test_ids_filter_too(vectors):
     assert ids(vectors, node_ids=["b", "c"]) == ["b", "c"]
     assert ids(vectors, doc_ids=["doc-1", "doc-2"]) == ["a", "b", "c"]
     assert ids(vectors, doc_ids=["doc-1"], node_ids=["b", "c"], filters=filters(("page", "==", 2))) == ["b"]
-    assert len(ids(vectors, node_ids=[], doc_ids=[])) == 4  # an index without a list of its nodes sends this
+    assert len(ids(vectors, node_ids=[])) == 4  # an index without a list of its nodes sends this
+    assert ids(vectors, doc_ids=[]) == ids(vectors, node_ids=[], doc_ids=[]) == []
+    assert ids(vectors, doc_ids=[], mode=VectorStoreQueryMode.MMR) == []
     assert vectors.get_nodes([]) == []
+    for call in (vectors.get_nodes, vectors.delete_nodes):
+        with pytest.raises(InputTypeError, match="list of str, got a str, 'ab'"):
+            call("ab")
     vectors.delete_nodes([])
     assert len(vectors.get_nodes()) == 4
 
@@ -381,6 +386,7 @@ def test_an_index_on_it(tmp_path, embedding):
         documents, storage_context=StorageContext.from_defaults(vector_store=store), embed_model=embedding
     )
     assert [found.id_ for found in index.as_retriever(similarity_top_k=1).retrieve("Oslo")] == ["Oslo"]
+    assert index.as_retriever(doc_ids=[]).retrieve("Oslo") == []
     index.delete_nodes(["Oslo"])
     store.close()
     again = GMSAVectorStore(path=path)

@@ -36,8 +36,9 @@ class GMSAContextCompressor(
 
     Each document keeps its id and metadata; `gmsa_key`, `gmsa_rate`, `gmsa_num_tokens`, `gmsa_num_soft_tokens` and
     `gmsa_fingerprint` join the metadata. Look-alikes of handles in the text are neutralised before compression. An
-    empty document is left as it is, and so is one that is exactly a handle of this store. A handle that the store does
-    not know is an error if the metadata says that it once was compressed (see `on_missing`), else ordinary text.
+    empty document is left as it is, and so is one that was compressed before: its text is a handle, and its `gmsa_key`
+    that of the memory. If the store does not know that handle, it is an error (see `on_missing`). A handle without the
+    metadata is ordinary text, whoever wrote it.
 
     Any field can be set per request: `compressor.configurable_fields(namespace=ConfigurableField("namespace"))`, then
     `invoke(documents, {"configurable": {"namespace": "a tenant"}})`. Pickles and dumps hold no weights.

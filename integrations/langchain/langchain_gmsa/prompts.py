@@ -9,7 +9,6 @@ from langchain_core.prompts import ChatPromptTemplate
 
 from gmsa_rag.config import PASSAGE_TEMPLATE
 from gmsa_rag.inference.prompt import passage_frame
-from gmsa_rag.inference.replacing import whole_handle
 from gmsa_rag.memory.handles import neutralise
 from langchain_gmsa.documents import check_documents, passage
 
@@ -21,8 +20,8 @@ def format_docs(documents: Sequence[Document]) -> str:
     r"""Number documents for a prompt, each under its title if its metadata has a "title".
 
     Args:
-        documents: Compressed or not. A handle stays as it is; in texts and titles, look-alikes of handles are
-            neutralised.
+        documents: Compressed or not. The handle of one whose metadata says that it was compressed stays as it is; in
+            texts and titles, handles and look-alikes are neutralised.
     Returns:
         "[1] title\npassage\n" for each, without a title "[1]\npassage\n"; "" for none.
     Raises:
@@ -37,5 +36,5 @@ def format_docs(documents: Sequence[Document]) -> str:
 
 def _format(number: int, document: Document) -> str:
     before, after = passage_frame(PASSAGE_TEMPLATE, number, neutralise(str(document.metadata.get("title") or "")))
-    text = passage(document).text
-    return before + (whole_handle(text) or neutralise(text)) + after
+    found = passage(document)
+    return before + (neutralise(found.text) if found.key is None else found.text.strip()) + after

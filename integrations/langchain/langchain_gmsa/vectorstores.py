@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +16,21 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from gmsa_rag.errors import GMSAError, InputError, StoreError
+from gmsa_rag.errors import GMSAError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
-from gmsa_rag.memory.handles import find_handles, neutralise
+from gmsa_rag.memory.handles import neutralise
 from gmsa_rag.memory.index import Entry, VectorIndex
+from langchain_gmsa.arguments import check_original, check_settings, check_several
+from langchain_gmsa.filters import Filter, wanted_metadata
 
 # The engine, and with it torch, is loaded only where there is something to compress or to forget.
 if TYPE_CHECKING:
     from gmsa_rag.memory.store import MemoryStore
     from langchain_gmsa.compressor import GMSAContextCompressor
 
-Filter = Mapping[str, Any] | Callable[[Document], bool]
 COMPRESSED_AT_ONCE = 256
+_SIMILARITY = ("k", "filter")
+_MARGINAL = ("k", "fetch_k", "lambda_mult", "filter")
 _opened: WeakValueDictionary[int, GMSAVectorStore] = WeakValueDictionary()
 
 
@@ -44,8 +47,9 @@ class GMSAVectorStore(VectorStore):
     and in the database itself. They stay where another open vector store of this process, whose memories are there
     too, has a row of that text; the last one to delete it forgets them.
 
-    A filter is either a mapping, whose every item a document's metadata must have (a list means any of its values), or
-    a function of the document.
+    A filter is either a mapping, whose every item a document's metadata must have, or a function of the document. In a
+    mapping a list, tuple or set means any of its values; `{"page": {"$gt": 2}}` compares with $eq, $ne, $gt, $gte, $lt,
+    $lte, $in or $nin; `$and` and `$or` join lists of mappings, `$not` turns one round.
 
     Args:
         embedding: Embeds documents and questions.
@@ -164,19 +168,21 @@ class GMSAVectorStore(VectorStore):
         Args:
             texts: Texts, none of which is a handle.
             metadatas: One JSON object for each text.
-            ids: One name for each text; None makes a random one.
+            ids: One name for each text; None makes a random one. Of equal ones the last wins.
             **kwargs: Nothing; LangChain's signature.
         Returns:
             The ids.
         Raises:
+            InputTypeError: If texts or ids are one str.
             InputError: If counts differ, a text is a handle, or a metadata is not JSON.
             ShapeError: If the vectors have another width than those in the store.
         """
-        texts = [_check_original(text) for text in texts]
-        names = None if ids is None else [uuid.uuid4().hex if name is None else name for name in ids]
+        texts = [check_original(text) for text in check_several(texts, "texts")]
+        given = [None] * len(texts) if ids is None else check_several(ids, "ids")
+        names = [uuid.uuid4().hex if name is None else name for name in given]
         vectors = self._embedding.embed_documents(texts) if texts else []
-        self._compress(texts)
-        replaced = {entry.text for entry in self.index.get(names or []) if entry}
+        self._compress(list(dict(zip(names, texts, strict=False)).values()))
+        replaced = {entry.text for entry in self.index.get(names) if entry}
         added = self.index.add(texts, vectors, metadatas, names)
         self._forget(replaced)
         return added
@@ -192,9 +198,11 @@ class GMSAVectorStore(VectorStore):
         Returns:
             True.
         Raises:
+            InputTypeError: If ids are one str.
             StoreError: If another connection keeps bytes in the log of a file; deleting again erases them.
         """
-        entries = self.index.entries() if ids is None else [entry for entry in self.index.get(ids) if entry]
+        rows = self.index.entries() if ids is None else self.index.get(check_several(ids, "ids"))
+        entries = [entry for entry in rows if entry]
         texts, names = {entry.text for entry in entries}, [entry.id for entry in entries]
         kept = self._forget(texts, names)
         self.index.delete(names)
@@ -202,8 +210,8 @@ class GMSAVectorStore(VectorStore):
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Read documents by id; those that are not there are passed over."""
-        return [_document(entry) for entry in self.index.get(ids) if entry is not None]
+        """Read documents by id; those that are not there are passed over. InputTypeError if ids are one str."""
+        return [_document(entry) for entry in self.index.get(check_several(ids, "ids")) if entry is not None]
 
     def similarity_search(self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any) -> list[Document]:
         """Find the documents nearest to a question.
@@ -212,28 +220,35 @@ class GMSAVectorStore(VectorStore):
             query: The question.
             k: Documents wanted, >= 1.
             filter: A mapping of metadata or a function of the document; see the class.
-            **kwargs: Not used; LangChain passes on other searches' settings.
+            **kwargs: Nothing; LangChain's signature.
         Returns:
             Documents, best first.
+        Raises:
+            InputError: If there is another setting, or the filter has an operator of another name.
+            InputTypeError: If the filter is neither a mapping nor a function.
         """
+        check_settings(kwargs, *_SIMILARITY)
         return [document for document, _ in self.similarity_search_with_score(query, k, filter)]
 
     def similarity_search_with_score(
         self, query: str, k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Find documents as similarity_search() does, each with its cosine similarity, in [-1, 1], higher is closer."""
+        check_settings(kwargs, *_SIMILARITY)
         return self.similarity_search_with_score_by_vector(self._embed_query(query), k, filter)
 
     def similarity_search_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[Document]:
         """Find documents as similarity_search() does, by the question's vector."""
+        check_settings(kwargs, *_SIMILARITY)
         return [document for document, _ in self.similarity_search_with_score_by_vector(embedding, k, filter)]
 
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: Filter | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """Find documents as similarity_search_with_score() does, by the question's vector."""
+        check_settings(kwargs, *_SIMILARITY)
         hits = self.index.search(embedding, k, _predicate(filter))
         return [(_document(hit.entry), hit.score) for hit in hits]
 
@@ -254,10 +269,13 @@ class GMSAVectorStore(VectorStore):
             fetch_k: Nearest documents to choose from, >= 1.
             lambda_mult: 1 for the nearest, 0 for the most diverse.
             filter: A mapping of metadata or a function of the document; see the class.
-            **kwargs: Not used.
+            **kwargs: Nothing; LangChain's signature.
         Returns:
             Documents in the order they were chosen.
+        Raises:
+            InputError: As similarity_search().
         """
+        check_settings(kwargs, *_MARGINAL)
         vector = self._embed_query(query)
         return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, filter)
 
@@ -271,6 +289,7 @@ class GMSAVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """Find documents as max_marginal_relevance_search() does, by the question's vector."""
+        check_settings(kwargs, *_MARGINAL)
         entries = [hit.entry for hit in self.index.search(embedding, fetch_k, _predicate(filter))]
         if not entries:
             return []
@@ -303,7 +322,7 @@ class GMSAVectorStore(VectorStore):
         self.index.close()
 
     def _embed_query(self, query: str) -> list[float]:
-        return self._embedding.embed_query(_check_original(query))
+        return self._embedding.embed_query(check_original(query))
 
     def _compress(self, texts: list[str]) -> None:
         """Have the compressor put the memories of texts into its store, some at a time."""
@@ -349,21 +368,6 @@ class GMSAVectorStore(VectorStore):
         return _relevance
 
 
-def _check_original(text: str) -> str:
-    """The text itself; InputError if it is nothing but handles."""
-    rest = text
-    for handle in find_handles(text):
-        rest = rest.replace(handle, "")
-    if rest != text and not rest.strip():
-        raise InputError(
-            "text",
-            expected="the original, which an embedding model understands",
-            got=f"a handle, {text.strip()[:80]}",
-            remedy="Index documents before they are compressed, or restore_documents() first.",
-        )
-    return text
-
-
 def _document(entry: Entry) -> Document:
     return Document(id=entry.id, page_content=entry.text, metadata=entry.metadata)
 
@@ -373,14 +377,8 @@ def _predicate(wanted: Filter | None) -> Callable[[Entry], bool] | None:
         return None
     if callable(wanted):
         return lambda entry: wanted(_document(entry))
-    return lambda entry: all(_matches(entry.metadata, name, value) for name, value in wanted.items())
-
-
-def _matches(metadata: Mapping[str, Any], name: str, wanted: object) -> bool:
-    if name not in metadata:
-        return False
-    value = metadata[name]
-    return bool(value == wanted) or (isinstance(wanted, list) and value in wanted)
+    test = wanted_metadata(wanted)
+    return lambda entry: test(entry.metadata)
 
 
 def _relevance(score: float) -> float:

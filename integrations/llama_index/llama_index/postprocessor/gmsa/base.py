@@ -23,7 +23,8 @@ class GMSANodePostprocessor(CompressionSettings, BaseNodePostprocessor):
     `gmsa_num_tokens`, `gmsa_num_soft_tokens` and `gmsa_fingerprint` join the metadata and are excluded from what LLMs
     and embeddings are shown. Look-alikes of handles in the text are neutralised before compression; those in metadata
     are not, so a GMSALLM over sources that are not trusted needs `allowed_handles`. A node without text, such as an
-    image, is left as it is, and so is one that is exactly a handle of this store. All nodes are one fused compression;
+    image, is left as it is, and so is one that was compressed before: its text is a handle, and its `gmsa_key` that of
+    the memory. A handle without the metadata is ordinary text, whoever wrote it. All nodes are one fused compression;
     what the store holds already is not computed again.
 
     Args:

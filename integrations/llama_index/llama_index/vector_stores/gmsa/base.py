@@ -26,7 +26,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from pydantic import BeforeValidator, ConfigDict, PrivateAttr
 
 from gmsa_rag.checks import dump_metadata
-from gmsa_rag.errors import InputError, StoreError
+from gmsa_rag.errors import InputError, InputTypeError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.handles import find_handles
 from gmsa_rag.memory.index import Entry, Hit, VectorIndex
@@ -169,7 +169,9 @@ class GMSAVectorStore(BasePydanticVectorStore):
             **delete_kwargs: Not used; LlamaIndex's signature.
         Raises:
             InputError: If neither is given, or no ids and a group of filters that is empty; clear() deletes all.
+            InputTypeError: If node_ids are one str.
         """
+        _check_ids(node_ids)
         if node_ids is None and (filters is None or has_empty_group(filters)):
             got, remedy = "neither" if filters is None else "an empty group of filters", "Call clear() to delete all."
             raise InputError("delete_nodes", expected="node_ids or filters", got=got, remedy=remedy)
@@ -190,14 +192,18 @@ class GMSAVectorStore(BasePydanticVectorStore):
             filters: What their metadata must pass.
         Returns:
             Those that are there.
+        Raises:
+            InputTypeError: If node_ids are one str.
         """
+        _check_ids(node_ids)
         return [_node(entry, with_vector=True) for entry in self._entries(node_ids, filters)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Find the nodes nearest to a question.
 
         Args:
-            query: Its embedding, how many nodes, filters, node ids, document ids, and the mode: DEFAULT or MMR.
+            query: Its embedding, how many nodes, filters, node ids, document ids, and the mode: DEFAULT or MMR. An
+                empty list of document ids finds nothing, one of node ids counts as none given.
             **kwargs: For MMR: `mmr_threshold`, 1 for the nearest to 0 for the most diverse, 0.5 unless given here or in
                 the query; `mmr_prefetch_factor`, nearest nodes to choose from for each wanted, 4, or
                 `mmr_prefetch_k`, how many in all.
@@ -210,8 +216,9 @@ class GMSAVectorStore(BasePydanticVectorStore):
         if query.query_embedding is None:
             remedy = "Embed the question; this store does not."
             raise InputError("query", expected="an embedding", got="none", remedy=remedy)
-        # An index that keeps no list of its nodes, and wants all, asks for the nodes of an empty list.
-        wanted = _predicate(query.node_ids or None, query.doc_ids or None, query.filters)
+        # An index that keeps no list of its nodes, and wants all, asks for the nodes of an empty list. Documents it
+        # asks for only if its caller does: none of them are none.
+        wanted = _predicate(query.node_ids or None, query.doc_ids, query.filters)
         if query.mode == VectorStoreQueryMode.MMR:
             hits = self._diverse(query, wanted, **kwargs)
         elif query.mode == VectorStoreQueryMode.DEFAULT:
@@ -320,6 +327,13 @@ def _predicate(
         return filters is None or matches(filters, entry.metadata)
 
     return wanted
+
+
+def _check_ids(ids: object) -> None:
+    """InputTypeError for one str, whose letters would be taken for ids."""
+    if isinstance(ids, (str, bytes)):
+        got, remedy = f"a {type(ids).__name__}, {ids!r}"[:80], "Put it into a list."
+        raise InputTypeError("node_ids", expected="a list of str", got=got, remedy=remedy)
 
 
 def _text(node: BaseNode) -> str:
