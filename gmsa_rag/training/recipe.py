@@ -89,8 +89,9 @@ class Optimisation:
             check_count(name, getattr(self, name))
         for name in ("warmup", "workers", "seed"):
             check_count(name, getattr(self, name), 0)
-        for name in ("encoder_weight", "learning_rate", "clip"):
+        for name in ("encoder_weight", "clip"):
             check_positive(name, getattr(self, name))
+        check_positive("learning_rate", self.learning_rate, zero=True)
         if self.max_minutes is not None:
             check_positive("max_minutes", self.max_minutes)
         if self.seed > MAX_SEED:

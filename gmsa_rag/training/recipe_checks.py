@@ -27,10 +27,10 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise _wrong(name, f"a whole number, {least} or more", value)
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuse all but a number above 0."""
-    if not _is_number(value) or not value > 0:
-        raise _wrong(name, "a number above 0", value)
+def check_positive(name: str, value: object, *, zero: bool = False) -> None:
+    """Refuse all but a number above 0, or 0 where that is allowed."""
+    if not _is_number(value) or not (value > 0 or (zero and value == 0)):
+        raise _wrong(name, "a number of 0 or more" if zero else "a number above 0", value)
 
 
 def check_share(name: str, value: object, *, below: bool = False) -> None:

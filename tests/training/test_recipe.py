@@ -71,7 +71,7 @@ def test_a_distillation_that_makes_no_sense_is_a_typed_error(weight, temperature
     "settings",
     [
         {"steps": 0}, {"save_every": 0}, {"accumulate": 0}, {"pool": 0}, {"batch_tokens": 0.5}, {"pad_to": 0},
-        {"warmup": -1}, {"workers": -1}, {"learning_rate": -1.0}, {"learning_rate": 0.0}, {"clip": 0}, {"seed": -1},
+        {"warmup": -1}, {"workers": -1}, {"learning_rate": -1.0}, {"encoder_weight": -0.5}, {"clip": 0}, {"seed": -1},
         {"learning_rate": float("nan")}, {"encoder_weight": 0.0}, {"max_minutes": 0}, {"seed": 2**32},
     ],
     ids=str,
