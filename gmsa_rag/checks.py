@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -78,6 +78,14 @@ def check_texts(texts: object, what: str = "passage") -> list[str]:
             f"{what}s", expected="a str or a sequence of str", got=type(texts).__name__, remedy="Pass their texts."
         )
     return [check_text(text, f"{what} {index}") for index, text in enumerate(texts)]
+
+
+def check_several(values: Iterable[Any], what: str) -> list[Any]:
+    """The values as a list; InputTypeError for one str, whose letters would be taken for them."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        got, remedy = f"a {type(values).__name__}, {values!r}"[:80], "Put it into a list."
+        raise InputTypeError(what, expected="a list of str", got=got, remedy=remedy)
+    return list(values)
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:

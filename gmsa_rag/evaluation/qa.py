@@ -108,16 +108,21 @@ def evaluate_questions(
         pool=selection.pool,
     )  # fmt: skip
     numbered, abstains = gmsa.config.cites and words is None, bool(gmsa.config.no_answer)
-    rows = [_row(cell, selection, wording, numbered and cell.condition in CITING, abstains, seed) for cell in cells]
-    return _relate(rows, [_f1_scores(cell, selection.questions) for cell in cells], seed)
+    scores = [_f1_scores(cell, selection.questions) for cell in cells]
+    rows = [
+        _row(cell, selection, f1, wording, numbered and cell.condition in CITING, abstains, seed)
+        for cell, f1 in zip(cells, scores, strict=True)
+    ]
+    return _relate(rows, scores, seed)
 
 
-def _row(cell: Cell, selection: Selection, wording: str, cites: bool, abstains: bool, seed: int) -> QARow:
+def _row(
+    cell: Cell, selection: Selection, f1: Sequence[float], wording: str, cites: bool, abstains: bool, seed: int
+) -> QARow:
     questions = selection.questions
     pairs = [(answer.text, question.answers) for answer, question in zip(cell.answers, questions, strict=True)]
     em = [exact_match(text, accepted) for text, accepted in pairs]
     cover = [cover_match(text, accepted) for text, accepted in pairs]
-    f1 = _f1_scores(cell, questions)
     return QARow(
         condition=cell.condition,
         rate=cell.rate,

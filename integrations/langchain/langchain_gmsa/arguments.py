@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from gmsa_rag.errors import InputError, InputTypeError
+from gmsa_rag.errors import InputError
 from gmsa_rag.memory.handles import find_handles
-
-
-def check_several(values: Iterable[Any], what: str) -> list[Any]:
-    """The values as a list; InputTypeError for one str, whose letters would be taken for them."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        got, remedy = f"a {type(values).__name__}, {values!r}"[:80], "Put it into a list."
-        raise InputTypeError(what, expected="a list of str", got=got, remedy=remedy)
-    return list(values)
 
 
 def check_original(text: str) -> str:

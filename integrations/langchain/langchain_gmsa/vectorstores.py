@@ -16,11 +16,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
+from gmsa_rag.checks import check_several
 from gmsa_rag.errors import GMSAError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.handles import neutralise
 from gmsa_rag.memory.index import Entry, VectorIndex
-from langchain_gmsa.arguments import check_original, check_settings, check_several
+from langchain_gmsa.arguments import check_original, check_settings
 from langchain_gmsa.filters import Filter, wanted_metadata
 
 # The engine, and with it torch, is loaded only where there is something to compress or to forget.

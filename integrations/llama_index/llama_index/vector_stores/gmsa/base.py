@@ -25,8 +25,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import BeforeValidator, ConfigDict, PrivateAttr
 
-from gmsa_rag.checks import dump_metadata
-from gmsa_rag.errors import InputError, InputTypeError, StoreError
+from gmsa_rag.checks import check_several, dump_metadata
+from gmsa_rag.errors import InputError, StoreError
 from gmsa_rag.memory.database import IN_MEMORY
 from gmsa_rag.memory.handles import find_handles
 from gmsa_rag.memory.index import Entry, Hit, VectorIndex
@@ -171,7 +171,8 @@ class GMSAVectorStore(BasePydanticVectorStore):
             InputError: If neither is given, or no ids and a group of filters that is empty; clear() deletes all.
             InputTypeError: If node_ids are one str.
         """
-        _check_ids(node_ids)
+        if node_ids is not None:
+            check_several(node_ids, "node_ids")
         if node_ids is None and (filters is None or has_empty_group(filters)):
             got, remedy = "neither" if filters is None else "an empty group of filters", "Call clear() to delete all."
             raise InputError("delete_nodes", expected="node_ids or filters", got=got, remedy=remedy)
@@ -195,7 +196,8 @@ class GMSAVectorStore(BasePydanticVectorStore):
         Raises:
             InputTypeError: If node_ids are one str.
         """
-        _check_ids(node_ids)
+        if node_ids is not None:
+            check_several(node_ids, "node_ids")
         return [_node(entry, with_vector=True) for entry in self._entries(node_ids, filters)]
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
@@ -327,13 +329,6 @@ def _predicate(
         return filters is None or matches(filters, entry.metadata)
 
     return wanted
-
-
-def _check_ids(ids: object) -> None:
-    """InputTypeError for one str, whose letters would be taken for ids."""
-    if isinstance(ids, (str, bytes)):
-        got, remedy = f"a {type(ids).__name__}, {ids!r}"[:80], "Put it into a list."
-        raise InputTypeError("node_ids", expected="a list of str", got=got, remedy=remedy)
 
 
 def _text(node: BaseNode) -> str:
