@@ -299,10 +299,16 @@ class Library:
         """The answer, and the seconds to its first piece and to its end."""
         clock = _Clock()
         prompt, kept = self.gmsa.fit_answer_prompt(neutralise(question), parts, titles, room=max_new_tokens)
-        pieces = [(piece, clock.seconds()) for piece in self.gmsa.stream(prompt, max_new_tokens=max_new_tokens)]
+        stream = self.gmsa.stream(prompt, max_new_tokens=max_new_tokens)
+        pieces = [(piece, clock.seconds()) for piece in stream]
         total = clock.seconds()
-        text = "".join(piece for piece, _ in pieces)
-        answer = parse_answer(text, self.gmsa.config, tuple(range(kept + 1, len(parts) + 1)), num_passages=kept)
+        answer = parse_answer(
+            "".join(piece for piece, _ in pieces),
+            self.gmsa.config,
+            tuple(range(kept + 1, len(parts) + 1)),
+            num_passages=kept,
+            finish_reason=stream.finish_reason or "length",
+        )
         return answer, pieces[0][1] if pieces else total, total
 
     def _prompt(self, question: str, parts: Sequence[Part], titles: Sequence[str]) -> list[Part]:

@@ -171,8 +171,8 @@ def test_ask_gives_json(indexed, gmsa):
     memory = gmsa.compress(RECORDS[0]["text"], 4)
     assert reply["answer"] == gmsa.answer("Where is the Danube?", [memory], ["Danube"]).text
     assert list(reply) == [
-        "answer", "citations", "dropped", "abstained", "question", "sources", "from_text", "positions",
-        "positions_text", "seconds",
+        "answer", "citations", "dropped", "abstained", "finish_reason", "question", "sources", "from_text",
+        "positions", "positions_text", "seconds",
     ]  # fmt: skip
     assert reply["sources"][0]["text"] == RECORDS[0]["text"]
     assert set(reply["seconds"]) == {"retrieval", "fetch", "first_token", "total"}
@@ -183,6 +183,13 @@ def test_ask_says_that_an_answer_abstains(indexed, monkeypatch):
     monkeypatch.setattr(decode, lambda *args: (Answer("not in the passages", abstained=True), 0.1, 0.2))
     assert "answer: not in the passages (abstained)" in succeed("ask", "store.db", "Where is the Danube?")
     assert json.loads(succeed("ask", "store.db", "Where is the Danube?", "--json"))["abstained"] is True
+
+
+def test_ask_says_that_an_answer_was_cut_off(indexed):
+    asked = "ask", "store.db", "Where is the Danube?"
+    assert "(cut off: see --max-tokens)" in succeed(*asked, "--max-tokens", "1")
+    reply = json.loads(succeed(*asked, "--max-tokens", "2", "--json"))
+    assert reply["finish_reason"] == "length" and len(reply["answer"].split()) <= 2
 
 
 def test_ask_from_full_text(indexed, gmsa):

@@ -17,6 +17,7 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import TextStream
 from gmsa_rag.memory import MemoryStore, VectorIndex, memory_key, neutralise
 from gmsa_rag.pipeline import Library, forget, noted_models
 
@@ -145,11 +146,11 @@ def test_the_full_text_can_be_read_instead(library, gmsa):
 
 
 def test_citations_name_sources(library, monkeypatch):
-    monkeypatch.setattr(library.gmsa, "stream", lambda *_, **__: iter(["Black", " Sea [2] [9]"]))
+    monkeypatch.setattr(library.gmsa, "stream", lambda *_, **__: TextStream(p for p in ["Black", " Sea [2] [9]"]))
     monkeypatch.setattr(library.gmsa.config, "cites", True)
     reply = library.ask("Where is the Danube?")
     assert (reply.answer.text, [source.number for source in reply.cited]) == ("Black Sea", [2])
-    monkeypatch.setattr(library.gmsa, "stream", lambda *_, **__: iter([]))
+    monkeypatch.setattr(library.gmsa, "stream", lambda *_, **__: TextStream(p for p in []))
     assert library.ask("Where is the Danube?").answer.text == ""
 
 

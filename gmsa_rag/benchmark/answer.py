@@ -17,9 +17,9 @@ from gmsa_rag.benchmark.harness import Alternative, Timing, measure
 from gmsa_rag.benchmark.report import Bar, plot_bars
 from gmsa_rag.benchmark.texts import make_passages
 from gmsa_rag.errors import InputError
-from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.embedding import embed_prompt
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import Sampling
 from gmsa_rag.inference.prompt import Part, tokenise
 from gmsa_rag.memory.memory import Memory
 from gmsa_rag.memory.store import MemoryStore

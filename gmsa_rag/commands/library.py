@@ -68,6 +68,7 @@ def ask(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compress again what has no memory of this checkpoint.")
     ] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     model: Model = None,
     embedder: Embedding = None,
     device: Device = "auto",
@@ -77,7 +78,7 @@ def ask(
     from gmsa_rag.pipeline import Library
 
     with Library.open(store, model=model, embedder=embedder, device=device) as library:
-        reply = library.ask(question, k, from_text=text, recompute=recompute)
+        reply = library.ask(question, k, from_text=text, recompute=recompute, max_new_tokens=max_tokens)
     typer.echo(_as_json(reply) if as_json else "\n".join(map(printable, _lines(reply))))
 
 
@@ -96,9 +97,11 @@ def _lines(reply: "Reply") -> list[str]:
     saved = reply.positions_text - reply.positions
     share = saved / reply.positions_text
     seconds = reply.seconds
-    lines = [f"answer: {reply.answer.text or '(none)'}" + " (abstained)" * reply.answer.abstained]
+    answer = reply.answer
+    notes = " (abstained)" * answer.abstained + " (cut off: see --max-tokens)" * (answer.finish_reason == "length")
+    lines = [f"answer: {answer.text or '(none)'}{notes}"]
     for source in reply.sources:
-        mark = " cited" * (source in reply.cited) + " left out" * (source.number in reply.answer.dropped)
+        mark = " cited" * (source in reply.cited) + " left out" * (source.number in answer.dropped)
         lines.append(f"  [{source.number}] {source.title or source.id} ({source.score:.2f}){mark}")
     read = "full text" if reply.from_text else "memories"
     lines += [

@@ -1,7 +1,7 @@
 """GMSA: compress passages, and generate, stream, restore and answer from their memories."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import chain
 from pathlib import Path
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gmsa_rag.checks import check_name, check_rate, check_text, check_texts
+from gmsa_rag.checks import check_name, check_rate, check_texts
 from gmsa_rag.config import GMSAConfig
-from gmsa_rag.errors import ConfigError, InputTypeError
+from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.chat import chat_parts
 from gmsa_rag.inference.compression import compress_passages
-from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
+from gmsa_rag.inference.decoders.local import LocalDecoder
 from gmsa_rag.inference.embedding import check_memory, embed_prompt
+from gmsa_rag.inference.generation import Sampling, TextStream
 from gmsa_rag.inference.loading import resolve_checkpoint, resolve_device, resolve_dtype, warn_of_slow_dtype
 from gmsa_rag.inference.prompt import (
     Answer,
@@ -194,6 +195,7 @@ class GMSA:
         overflow: str = "error",
         seed: int | None = None,
         min_new_tokens: int = 0,
+        details: bool = False,
     ) -> Any:
         """Generate after a prompt, or after each of a batch.
 
@@ -207,6 +209,7 @@ class GMSA:
             overflow: "error", or "drop_last" to leave memories out from the end until it fits, as the log then says.
             seed: Makes what is drawn repeatable, for the same prompts; None draws anew each time.
             min_new_tokens: Fewest tokens to generate; 0 lets an answer be empty.
+            details: Give a `Generated` in the place of each str, which also says why the text ended.
 
         Returns:
             A str, or a list of str for a batch, equal to single calls.
@@ -220,8 +223,9 @@ class GMSA:
         prompts: Any = prompt if batched else [prompt]
         sampling = Sampling.of(max_new_tokens, temperature, top_p, stop, seed, min_new_tokens)
         fitted = [self._fit(parts, overflow, max_new_tokens) for parts in prompts]
-        texts = self.decoding.generate([self._embed(prompt) for prompt in fitted], sampling)
-        return texts if batched else texts[0]
+        generated = self.decoding.generate([self._embed(prompt) for prompt in fitted], sampling)
+        found: list[Any] = generated if details else [one.text for one in generated]
+        return found if batched else found[0]
 
     def stream(
         self,
@@ -234,8 +238,12 @@ class GMSA:
         overflow: str = "error",
         seed: int | None = None,
         min_new_tokens: int = 0,
-    ) -> Iterator[str]:
-        """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own."""
+    ) -> TextStream:
+        """Generate piece by piece; the pieces add up to what `generate` gives. Arguments and errors are its own.
+
+        Returns:
+            An iterator of str; once it has ended, its `finish_reason` says why.
+        """
         sampling = Sampling.of(max_new_tokens, temperature, top_p, stop, seed, min_new_tokens)
         return self.decoding.stream(self._embed(self._fit(prompt, overflow, max_new_tokens)), sampling)
 
@@ -279,22 +287,13 @@ class GMSA:
         """
         sampling = Sampling(max_new_tokens)
         prompt, kept = self._fit_answer(question, passages, titles, overflow, max_new_tokens)
-        text = self.decoding.generate([self._embed(prompt)], sampling)[0]
-        return parse_answer(text, self.config, tuple(range(kept + 1, len(passages) + 1)), num_passages=kept)
+        [said] = self.decoding.generate([self._embed(prompt)], sampling)
+        dropped = tuple(range(kept + 1, len(passages) + 1))
+        return parse_answer(said.text, self.config, dropped, num_passages=kept, finish_reason=said.finish_reason)
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
         """The prompt that `answer` uses, for `generate`, `stream` and `num_positions`."""
-        check_text(question, "question")
-        if isinstance(passages, (str, Memory)):
-            raise InputTypeError(
-                "passages",
-                expected="a sequence of str and Memory",
-                got=type(passages).__name__,
-                remedy="Put it into a list.",
-            )
-        for text in [*(passage for passage in passages if not isinstance(passage, Memory)), *(titles or ())]:
-            check_text(text)
-        return answer_prompt(self.config, question, list(passages), titles)
+        return answer_prompt(self.config, question, passages, titles)
 
     def fit_answer_prompt(
         self,

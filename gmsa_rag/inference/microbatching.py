@@ -15,12 +15,14 @@ import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
+from gmsa_rag.checks import check_number
 from gmsa_rag.errors import ConfigError, GenerationTimeoutError
-from gmsa_rag.inference.stopping import stop_strings, stopped_when
+from gmsa_rag.inference.generation import FinishReason, Generated, Sampling, TextStream
+from gmsa_rag.inference.stopping import stopped_when
 
 if TYPE_CHECKING:
     from gmsa_rag.inference.engine import GMSA
@@ -58,24 +60,15 @@ class Batching:
 
 @dataclass(frozen=True)
 class Settings:
-    """What prompts of one batch have in common; all but `batching` goes to GMSA.generate."""
+    """What prompts of one batch have in common."""
 
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    seed: int | None
-    min_new_tokens: int
+    sampling: Sampling
     batching: Batching
 
     @property
     def max_size(self) -> int:
         """Most prompts in a batch; with a seed one, so that what is drawn depends on nothing else."""
-        return self.batching.max_size if self.seed is None else 1
-
-    def sampling(self) -> dict[str, Any]:
-        """The arguments of GMSA.generate and GMSA.stream."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "batching"}
+        return self.batching.max_size if self.sampling.seed is None else 1
 
 
 class Request:
@@ -92,7 +85,7 @@ class Request:
     def __init__(self, engine: GMSA, prompt: Sequence[Part], settings: Settings, timeout: float | None) -> None:
         self.engine, self.prompt, self.settings = engine, prompt, settings
         self.left = False
-        self.future: Future[str] = Future()
+        self.future: Future[Generated] = Future()
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
 
@@ -101,11 +94,11 @@ class Request:
         """Whether there is a point in starting: somebody may wait and there is time left."""
         return not self.left and self._remaining() != 0
 
-    def result(self) -> str:
+    def result(self) -> Generated:
         """Block until the text is there.
 
         Returns:
-            The text, as GMSA.generate gives it.
+            The text and why it ended, as GMSA.generate gives them.
         Raises:
             GenerationTimeoutError: If it is not there in time.
             GMSAError: What GMSA.generate raises for this prompt.
@@ -119,7 +112,7 @@ class Request:
         finally:
             self.leave()
 
-    async def aresult(self) -> str:
+    async def aresult(self) -> Generated:
         """Wait for the text without blocking the event loop; a cancelled task leaves. See result()."""
         try:
             async with asyncio.timeout(self._remaining()) as limit:
@@ -150,9 +143,9 @@ def submit(
     prompts: Sequence[Sequence[Part]],
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.0,
+    temperature: float | None = 0.0,
     top_p: float = 1.0,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     seed: int | None = None,
     min_new_tokens: int = 0,
     timeout: float | None = None,
@@ -177,14 +170,16 @@ def submit(
     Returns:
         One request per prompt, in order.
     Raises:
-        ConfigError: If the timeout is not a finite number of seconds > 0, or more than a lock can wait.
+        InputTypeError: If a setting is of a wrong type.
+        ConfigError: If one is out of range: the timeout if it is not a finite number of seconds > 0, or more than a
+            lock can wait.
     Example:
-        `[request] = submit(gmsa, [["Where does the Danube begin?"]], max_new_tokens=16)`, then `request.result()`, or
-        `await request.aresult()`.
+        `[request] = submit(gmsa, [["Where does the Danube begin?"]], max_new_tokens=16)`, then `request.result().text`,
+        or `(await request.aresult()).text`.
     """
     _check_timeout(timeout)
-    stops, joined = stop_strings(stop), batching or Batching()
-    settings = Settings(max_new_tokens, temperature, top_p, stops, seed, min_new_tokens, joined)
+    sampling = Sampling.of(max_new_tokens, temperature, top_p, stop, seed, min_new_tokens)
+    settings = Settings(sampling, batching or Batching())
     requests = [Request(engine, prompt, settings, timeout) for prompt in prompts]
     with _queues_lock:
         queue = _queues.setdefault(engine, _Queue())
@@ -198,7 +193,7 @@ def stream(
     *,
     timeout: float | None = None,
     **sampling: Any,
-) -> Generator[str, None, None]:
+) -> TextStream:
     """GMSA.stream with a bound on its time; it is not batched.
 
     Args:
@@ -207,18 +202,25 @@ def stream(
         timeout: Seconds until the answer has to be complete, > 0, looked at after each piece; None for no bound.
         **sampling: As for GMSA.stream.
     Returns:
-        The pieces. Closing the iterator ends the generation.
+        The pieces. Closing the stream ends the generation.
     Raises:
         GenerationTimeoutError: If the answer is not complete in time; the generation has ended then.
         ConfigError: If the timeout is out of range, as for submit().
     """
     _check_timeout(timeout)
+    return TextStream(_timed(engine, prompt, timeout, sampling))
+
+
+def _timed(
+    engine: GMSA, prompt: Sequence[Part], timeout: float | None, sampling: dict[str, Any]
+) -> Generator[str, None, FinishReason]:
     end = None if timeout is None else time.monotonic() + timeout
-    with closing(cast("Generator[str, None, None]", engine.stream(prompt, **sampling))) as pieces:
+    with closing(engine.stream(prompt, **sampling)) as pieces:
         for piece in pieces:
             if end is not None and time.monotonic() > end:
                 raise _late(timeout)
             yield piece
+    return cast("FinishReason", pieces.finish_reason)  # there is one: it has ended
 
 
 class _Queue:
@@ -288,7 +290,7 @@ class _Queue:
 def _answer(batch: list[Request]) -> None:
     """Give each request its text or its error."""
     try:
-        texts = dict(zip(batch, _texts(batch), strict=True))
+        texts = dict(zip(batch, _generate(batch), strict=True))
     except BaseException as error:  # whatever it is, somebody waits for it
         if len(batch) == 1:
             batch[0].future.set_exception(error)
@@ -302,16 +304,15 @@ def _answer(batch: list[Request]) -> None:
             request.future.set_result(text)
 
 
-def _texts(batch: list[Request]) -> list[str]:
-    engine, sampling = batch[0].engine, batch[0].settings.sampling()
+def _generate(batch: list[Request]) -> list[Generated]:
+    engine, sampling = batch[0].engine, batch[0].settings.sampling
     with stopped_when(lambda: all(request.left for request in batch)):
-        if len(batch) > 1:
-            return cast("list[str]", engine.generate([request.prompt for request in batch], **sampling))
-        return ["".join(engine.stream(batch[0].prompt, **sampling))]
+        prompts = [request.prompt for request in batch]
+        return cast("list[Generated]", engine.generate(prompts, **vars(sampling), details=True))
 
 
 def _check_timeout(timeout: float | None) -> None:
-    if timeout is not None and not 0 < timeout <= LONGEST_TIMEOUT:
+    if timeout is not None and not 0 < check_number(timeout, "timeout") <= LONGEST_TIMEOUT:
         raise ConfigError(
             "timeout",
             expected=f"more than 0 and at most {LONGEST_TIMEOUT:g} seconds, or None",

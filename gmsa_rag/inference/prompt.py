@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from gmsa_rag.checks import check_text
 from gmsa_rag.config import GMSAConfig
 from gmsa_rag.errors import ConfigError, InputError, InputTypeError, PromptTooLongError
+from gmsa_rag.inference.generation import FinishReason
 from gmsa_rag.inference.tokens import TokenCodec
 from gmsa_rag.memory.memory import Memory
 
@@ -55,12 +56,14 @@ class Answer:
         dropped: Numbers of the passages that were left out with `overflow="drop_last"`.
         abstained: Whether it says that the passages do not hold the answer, in the words of the checkpoint's
             `no_answer`.
+        finish_reason: "stop" if it came to its end; "length" if the limit on new tokens or the window cut it off.
     """
 
     text: str
     citations: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
     abstained: bool = False
+    finish_reason: FinishReason = "stop"
 
 
 def check_prompt(prompt: object) -> list[Part]:
@@ -182,8 +185,15 @@ def answer_prompt(
     """The checkpoint's prompt for a question.
 
     Raises:
-        InputError: If titles and passages differ in number.
+        InputTypeError: If the question, a passage or a title is of a wrong type.
+        InputError: If titles and passages differ in number, or a text is not valid Unicode.
     """
+    check_text(question, "question")
+    if isinstance(passages, (str, Memory)):
+        got, remedy = type(passages).__name__, "Put it into a list."
+        raise InputTypeError("passages", expected="a sequence of str and Memory", got=got, remedy=remedy)
+    for text in [*(passage for passage in passages if not isinstance(passage, Memory)), *(titles or ())]:
+        check_text(text)
     if titles is not None and len(titles) != len(passages):
         raise InputError(
             "titles", expected=f"{len(passages)}, one a passage", got=str(len(titles)), remedy="Use '' for none."
@@ -205,7 +215,12 @@ def answer_prompt(
 
 
 def parse_answer(
-    text: str, config: GMSAConfig, dropped: tuple[int, ...] = (), *, num_passages: int | None = None
+    text: str,
+    config: GMSAConfig,
+    dropped: tuple[int, ...] = (),
+    *,
+    num_passages: int | None = None,
+    finish_reason: FinishReason = "stop",
 ) -> Answer:
     """Part an answer from the passage numbers in it.
 
@@ -214,11 +229,12 @@ def parse_answer(
         config: Says whether it was trained to cite, and what it says where it finds no answer.
         dropped: Numbers of the passages that were left out.
         num_passages: How many the prompt had; a number beyond is no citation. None if that is not known.
+        finish_reason: Why nothing came after the text.
     """
     bare, numbers = _part_citations(text, num_passages) if config.cites else (text.strip(), [])
     ends = ".!"
     abstained = bool(config.no_answer) and bare.casefold().rstrip(ends) == config.no_answer.casefold().rstrip(ends)
-    return Answer(bare, tuple(dict.fromkeys(numbers)), dropped, abstained)
+    return Answer(bare, tuple(dict.fromkeys(numbers)), dropped, abstained, finish_reason)
 
 
 def _part_citations(text: str, num_passages: int | None) -> tuple[str, list[int]]:

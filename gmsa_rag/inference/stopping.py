@@ -1,15 +1,10 @@
-"""What ends a generation before its time: stop strings, and that nobody waits for it any more. Loads nothing heavy."""
+"""What ends a generation before its time: that nobody waits for it any more. Loads nothing heavy."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 _stopped: ContextVar[Callable[[], bool] | None] = ContextVar("gmsa_stopped", default=None)
-
-
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One stop string, or several, as `Sampling` takes them."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 @contextmanager

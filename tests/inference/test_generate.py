@@ -15,6 +15,7 @@ from gmsa_rag.errors import (
 )
 from gmsa_rag.inference.decoders import local
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import Generated
 from gmsa_rag.inference.prompt import Answer, Verbatim, parse_answer, passage_frame
 from tests.conftest import FAMILIES, TEXT
 
@@ -73,6 +74,18 @@ def test_the_stream_adds_up_to_the_text(gmsa, memories):
         pieces = list(gmsa.stream([memory, QUESTION], max_new_tokens=24))
         assert "".join(pieces) == gmsa.generate([memory, QUESTION], max_new_tokens=24)
         assert all(pieces) and len(pieces) > 1
+
+
+def test_details_say_why_a_text_ended(gmsa, memories):
+    prompt = [memories[5], QUESTION]
+    whole = gmsa.generate(prompt, max_new_tokens=8)
+    assert gmsa.generate(prompt, max_new_tokens=8, details=True) == Generated(whole, "length")
+    settings = {"max_new_tokens": 8, "stop": whole[3:6]}
+    stopped = Generated(whole[: whole.find(whole[3:6])], "stop")
+    assert gmsa.generate([prompt, prompt], details=True, **settings) == [stopped, stopped]
+    stream = gmsa.stream(prompt, **settings)
+    assert Generated("".join(stream), stream.finish_reason) == stopped
+    assert gmsa.answer("Who?", [memories[0]], max_new_tokens=1).finish_reason == "length"
 
 
 def test_stop_strings_end_text_and_stream(gmsa, memories):
@@ -195,7 +208,7 @@ def test_answers_use_the_templates(gmsa, memories):
     text = "".join(p if isinstance(p, str) else "<memory>" for p in parts)
     assert text == "[1] Danube\n<memory>\n[2]\nplain text\n\nQuestion: Who?\nAnswer:"
     assert gmsa.answer("Who?", [memories[0]], max_new_tokens=5) == Answer(
-        gmsa.generate(gmsa.answer_prompt("Who?", [memories[0]]), max_new_tokens=5).strip()
+        gmsa.generate(gmsa.answer_prompt("Who?", [memories[0]]), max_new_tokens=5).strip(), finish_reason="length"
     )
     with pytest.raises(InputError, match="titles"):
         gmsa.answer("Who?", memories[:2], titles=["one"])

@@ -8,15 +8,16 @@ import pytest
 
 SCRIPT = """
 import os, sys, threading
+from gmsa_rag.inference.generation import Generated
 from gmsa_rag.inference.microbatching import submit
 
 class Engine:
     def __init__(self):
         self.go, self.started = threading.Event(), threading.Event()
-    def stream(self, prompt, **sampling):
+    def generate(self, prompts, **sampling):
         self.started.set()
         self.go.wait()
-        yield prompt[0].upper()
+        return [Generated(prompt[0].upper(), "stop") for prompt in prompts]
 
 engine = Engine()
 [request] = submit(engine, [["parent"]])
@@ -26,11 +27,11 @@ child = os.fork()
 if child == 0:
     engine.go, engine.started = threading.Event(), threading.Event()  # a thread may have held the old ones' locks
     engine.go.set()
-    print(submit(engine, [["child"]])[0].result(), flush=True)
+    print(submit(engine, [["child"]])[0].result().text, flush=True)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 engine.go.set()
-print(request.result(), waiting[0].result(), flush=True)
+print(request.result().text, waiting[0].result().text, flush=True)
 last = submit(engine, [["unread"]])
 print("torch" in sys.modules)
 """

@@ -21,8 +21,8 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.inference import microbatching
-from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import Generated, Sampling, TextStream
 from langchain_gmsa import ChatGMSA
 
 TEXTS = ["The Danube begins in Germany.", "Lise Meitner was a physicist.", "Vienna stands on its banks."]
@@ -133,6 +133,7 @@ def test_a_response_says_what_was_read(chat, gmsa, handles, memories):
     assert message.response_metadata == {
         "model_name": f"gmsa:{gmsa.fingerprint[:16]}",
         "model_provider": "gmsa",
+        "finish_reason": "length",
         "gmsa": {
             "soft_tokens": sum(memory.num_soft_tokens for memory in memories[:2]),
             "original_tokens": sum(memory.num_tokens for memory in memories[:2]),
@@ -157,8 +158,9 @@ async def test_a_stream_adds_up_to_the_whole_answer(chat, handles):
 
 
 def test_one_leading_space_is_stripped(chat, gmsa, monkeypatch):
-    monkeypatch.setattr(gmsa, "generate", lambda prompts, **settings: ["  two spaces"] * len(prompts))
-    monkeypatch.setattr(gmsa, "stream", lambda prompt, **settings: (p for p in ["", " ", " two", " spaces"]))
+    pieces = ["", " ", " two", " spaces"]
+    monkeypatch.setattr(gmsa, "generate", lambda prompts, **_: [Generated("  two spaces", "stop")] * len(prompts))
+    monkeypatch.setattr(gmsa, "stream", lambda prompt, **_: TextStream(piece for piece in pieces))
     assert chat.invoke("?").text == " two spaces"
     assert [message.text for message in chat.batch(["?", "?"])] == [" two spaces"] * 2
     assert [chunk.text for chunk in chat.stream("?")] == [" two", " spaces", ""]
@@ -239,7 +241,7 @@ def test_wrong_messages_are_typed_errors(chat):
 def test_a_batch_is_one_generation_and_equals_single_calls(chat, handles, count_calls):
     prompts = [f"{handle}Where?" for handle in handles] + ["Where?"]
     single = [chat.invoke(prompt) for prompt in prompts]
-    calls = count_calls(microbatching, "_texts")
+    calls = count_calls(microbatching, "_generate")
     batch = chat.batch(prompts)
     assert [len(requests) for [requests] in calls] == [4]
     assert [message.text for message in batch] == [message.text for message in single]
@@ -308,7 +310,7 @@ def test_a_batch_that_fails_as_a_whole_is_halved(chat, gmsa, monkeypatch):
 def test_a_batch_reads_the_cache(gmsa, store, count_calls):
     chat = ChatGMSA(gmsa=gmsa, store=store, max_tokens=8, cache=InMemoryCache())
     first = chat.invoke("Where?")
-    calls = count_calls(microbatching, "_texts")
+    calls = count_calls(microbatching, "_generate")
     assert chat.batch(["Where?"])[0].text == first.text
     assert not calls
 

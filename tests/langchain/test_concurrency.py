@@ -136,7 +136,7 @@ async def test_the_event_loop_goes_on_while_a_store_is_opened(gmsa, tmp_path, st
 
 
 async def test_a_cancelled_call_that_has_not_begun_is_never_generated(chat, gmsa, held, monkeypatch, count_calls):
-    batches = count_calls(microbatching, "_texts")
+    batches = count_calls(microbatching, "_generate")
     first = asyncio.ensure_future(chat.ainvoke("first"))
     await begun(held)
     kept, cancelled = (asyncio.ensure_future(chat.ainvoke(text)) for text in ("kept", "cancelled"))

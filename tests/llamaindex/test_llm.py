@@ -23,6 +23,7 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import TextStream
 from gmsa_rag.memory.store import MemoryStore
 from llama_index.llms.gmsa import GMSALLM, GMSATokenizer, base
 from llama_index.llms.gmsa.threads import in_thread
@@ -231,8 +232,8 @@ def test_the_numbers_are_those_of_the_decoder(llm, wide, chat, handle, store, ow
     answered = len(wide.codec.encode([response.message.content])[0])
     usage = {"prompt_tokens": positions, "completion_tokens": answered, "total_tokens": positions + answered}
     numbers = {"soft_tokens": memory.num_soft_tokens, "original_tokens": memory.num_tokens}
-    assert response.raw == last.raw == {"model": llm._name, "usage": usage, "gmsa": numbers}
-    assert response.additional_kwargs == usage
+    said = {"model": llm._name, "usage": usage, "finish_reason": "length", "gmsa": numbers}
+    assert (response.raw, last.raw, response.additional_kwargs) == (said, said, usage)
     assert (last.delta, last.message.content) == ("", response.message.content)
     assert counter.total_llm_token_count == 2 * (positions + answered)
 
@@ -333,14 +334,15 @@ def test_it_survives_dicts_and_pickles_without_the_engine(wide, tmp_path, chat):
 async def test_the_event_loop_keeps_ticking(llm, chat, ask, monkeypatch):
     """Generation waits for the loop: it can only end if the loop goes on meanwhile."""
     ticked, asked = threading.Event(), threading.Event()
-    stream = GMSA.stream
+    name = "stream" if ask.startswith("astream") else "generate"
+    generate = getattr(GMSA, name)
 
     def wait(self, prompt, **settings):
         asked.set()
         assert ticked.wait(30)
-        return stream(self, prompt, **settings)
+        return generate(self, prompt, **settings)
 
-    monkeypatch.setattr(GMSA, "stream", wait)
+    monkeypatch.setattr(GMSA, name, wait)
 
     async def tick():
         while not asked.is_set():
@@ -351,7 +353,7 @@ async def test_the_event_loop_keeps_ticking(llm, chat, ask, monkeypatch):
         found = await getattr(llm, ask)(chat if ask.endswith("chat") else "Where?")
         return [response async for response in found][-1] if ask.startswith("astream") else found
 
-    found, _ = await asyncio.gather(answer(), tick())
+    found = (await asyncio.gather(answer(), tick()))[0]
     assert found.raw["usage"]["completion_tokens"] > 0
 
 
@@ -374,13 +376,13 @@ async def test_a_reader_that_goes_away_ends_the_generation(llm, wide, chat, ask,
     steps, kept, ended = [], [], threading.Event()
     forward, stream = type(wide.decoder).forward, GMSA.stream
 
-    def watched(self, prompt, **settings):
+    def watched(pieces):
         try:
-            yield from stream(self, prompt, **settings)
+            yield from pieces
         finally:
             ended.set()
 
-    monkeypatch.setattr(GMSA, "stream", watched)
+    monkeypatch.setattr(GMSA, "stream", lambda *args, **settings: TextStream(watched(stream(*args, **settings))))
     # Kept, so that no garbage collection closes it.
     monkeypatch.setattr(base, "in_thread", lambda responses: kept.append(responses) or in_thread(responses))
     monkeypatch.setattr(

@@ -8,12 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gmsa_rag.inference.batching import token_budget_batches
-from gmsa_rag.inference.decoders.sampling import Sampling, choose_tokens, random_state
+from gmsa_rag.inference.decoders.sampling import choose_tokens, random_state
 from gmsa_rag.inference.decoders.sessions import Sessions, check_cache
+from gmsa_rag.inference.generation import FinishReason, Generated, Sampling, TextStream
 from gmsa_rag.inference.stopping import is_stopped
 from gmsa_rag.inference.tokens import TokenCodec
-
-__all__ = ["BATCH_POSITIONS", "LocalDecoder", "Sampling"]
 
 BATCH_POSITIONS = 16_384
 
@@ -51,48 +50,53 @@ class LocalDecoder:
         check_cache(self.model, cache)
         self._sessions.cache = cache
 
-    def generate(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[str]:
+    def generate(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[Generated]:
         """Text after each prompt, in order; a batch gives what single calls give.
 
-        Inside `stopping.stopped_when` it may end early, with the texts as far as they are.
+        Inside `stopping.stopped_when` it may end early, with the texts as far as they are, cut off.
 
         Args:
             prompts: Embedded prompts, each (num_positions, hidden_size), num_positions < window.
             sampling: How to choose tokens.
         """
-        return [self._text(ids, sampling.stop)[0] for ids in self.generate_ids(prompts, sampling)]
+        return [Generated(row.text()[0], row.finish_reason) for row in self._generate(prompts, sampling)]
 
     def generate_ids(self, prompts: Sequence[Tensor], sampling: Sampling) -> list[list[int]]:
         """Token ids after each prompt, without the end token; see `generate`."""
-        rows: list[list[int]] = [[] for _ in prompts]
-        for batch in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
-            for tokens in self._tokens([prompts[index] for index in batch], sampling):
-                for index, token in zip(batch, tokens, strict=True):
-                    if token is not None:
-                        rows[index].append(token)
-        return rows
+        return [row.ids for row in self._generate(prompts, sampling)]
 
-    def stream(self, prompt: Tensor, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Tensor, sampling: Sampling) -> TextStream:
         """Text after a prompt, piece by piece; the pieces add up to what `generate` gives.
 
-        Tokens are computed as pieces are asked for; closing the iterator ends the generation.
+        Tokens are computed as pieces are asked for; closing the stream ends the generation.
         """
-        ids: list[int] = []
-        sent = 0
-        with closing(self._tokens([prompt], sampling)) as steps:
-            for (token,) in steps:
-                if token is None:
-                    break
-                ids.append(token)
-                text, stopped = self._text(ids, sampling.stop)
+        return TextStream(self._stream(prompt, sampling))
+
+    def _generate(self, prompts: Sequence[Tensor], sampling: Sampling) -> list["_Row"]:
+        rows = [self._row(sampling) for _ in prompts]
+        for batch in self._batches([len(prompt) for prompt in prompts], sampling.max_new_tokens):
+            for _ in self._steps([prompts[index] for index in batch], [rows[index] for index in batch], sampling):
+                pass
+        return rows
+
+    def _stream(self, prompt: Tensor, sampling: Sampling) -> Generator[str, None, FinishReason]:
+        row, sent = self._row(sampling), 0
+        with closing(self._steps([prompt], [row], sampling)) as steps:
+            for _ in steps:
+                text, stopped = row.text()
                 # Hold back what may yet change: half a character, or the start of a stop string.
                 safe = len(text) if stopped else len(text.rstrip("\ufffd")) - _stop_overlap(text, sampling.stop)
                 if safe > sent:
                     yield text[sent:safe]
                     sent = safe
-        rest = self._text(ids, sampling.stop)[0][sent:]
+        rest = row.text()[0][sent:]
         if rest:
             yield rest
+        return row.finish_reason
+
+    def _row(self, sampling: Sampling) -> "_Row":
+        end = self.model.generation_config.eos_token_id
+        return _Row(self.codec, frozenset(end if isinstance(end, list) else [end]), sampling.stop)
 
     def _batches(self, lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
         """Batches of prompts; one that the window cuts short is alone, so that it does not cut the others short."""
@@ -102,56 +106,67 @@ class LocalDecoder:
             if roomy:
                 yield roomy
 
-    def _tokens(self, prompts: Sequence[Tensor], sampling: Sampling) -> Generator[list[int | None], None, None]:
-        """The next token of each row, step by step; None where a row has ended, by an end token or a stop string."""
+    def _steps(
+        self, prompts: Sequence[Tensor], rows: Sequence["_Row"], sampling: Sampling
+    ) -> Generator[None, None, None]:
+        """Give each row its next token, step by step, until all have ended or there is no room left."""
         if is_stopped():
             return
         longest = max(map(len, prompts))
         left = min(sampling.max_new_tokens, self.window - longest)
         may_end = left - sampling.min_new_tokens
-        rows = [_Row(self, sampling) for _ in prompts]
-        ends = torch.tensor([end for end in self._ends() if end is not None], dtype=torch.long).to(self.model.device)
+        ends = torch.tensor([end for end in rows[0].ends if end is not None], dtype=torch.long).to(self.model.device)
         state = random_state(sampling, self.model.device)
         with self._sessions.open(len(prompts), longest, left) as steps:
             logits = steps.prefill(prompts)
             while True:
                 allowed = logits.index_fill(1, ends, -torch.inf) if left > may_end else logits
                 chosen = choose_tokens(allowed, sampling, state)
-                yield [row.take(token) for row, token in zip(rows, chosen.tolist(), strict=True)]
+                for row, token in zip(rows, chosen.tolist(), strict=True):
+                    row.take(token)
+                yield
                 left -= 1
                 if not left or all(row.ended for row in rows) or is_stopped():
                     return
                 logits = steps.step(chosen)
 
-    def _ends(self) -> frozenset[int | None]:
-        end = self.model.generation_config.eos_token_id
-        return frozenset(end if isinstance(end, list) else [end])
-
-    def _text(self, ids: Sequence[int], stop: tuple[str, ...]) -> tuple[str, bool]:
-        """Text of token ids up to a stop string, and whether one was found."""
-        text = self.codec.decode(ids)
-        places = [at for at in (text.find(string) for string in stop) if at >= 0]
-        return (text[: min(places)], True) if places else (text, False)
-
 
 class _Row:
-    """What has been generated of one row."""
+    """What has been generated after one prompt.
 
-    def __init__(self, decoder: LocalDecoder, sampling: Sampling) -> None:
-        self._decoder, self._stop = decoder, sampling.stop
-        self._ends = decoder._ends()
-        self._ids: list[int] = []
+    Args:
+        codec: The tokenizer.
+        ends: Tokens that end a text and are not part of it.
+        stop: Strings that do.
+    Attributes:
+        ids: Token ids so far, without the end token.
+        ended: Whether the text has come to its end.
+    """
+
+    def __init__(self, codec: TokenCodec, ends: frozenset[int | None], stop: tuple[str, ...]) -> None:
+        self._codec, self.ends, self._stop = codec, ends, stop
+        self.ids: list[int] = []
         self.ended = False
 
-    def take(self, token: int) -> int | None:
-        """The token itself if it belongs to the text, else None."""
-        if self.ended or token in self._ends:
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why nothing comes after these tokens."""
+        return "stop" if self.ended else "length"
+
+    def take(self, token: int) -> None:
+        """Add the next token, unless it ends the text or comes after its end."""
+        if self.ended or token in self.ends:
             self.ended = True
-            return None
+            return
+        self.ids.append(token)
         if self._stop:
-            self._ids.append(token)
-            self.ended = self._decoder._text(self._ids, self._stop)[1]
-        return token
+            self.ended = self.text()[1]
+
+    def text(self) -> tuple[str, bool]:
+        """The text up to a stop string, and whether there was one."""
+        text = self._codec.decode(self.ids)
+        places = [at for at in (text.find(string) for string in self._stop) if at >= 0]
+        return (text[: min(places)], True) if places else (text, False)
 
 
 def _stop_overlap(text: str, stop: tuple[str, ...]) -> int:

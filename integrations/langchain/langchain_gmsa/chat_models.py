@@ -22,8 +22,8 @@ from pydantic import BeforeValidator, Field, SecretStr
 from gmsa_rag.checks import check_number
 from gmsa_rag.errors import GMSAError, InputError
 from gmsa_rag.inference import microbatching
-from gmsa_rag.inference.decoders.sampling import Sampling
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import Generated, Sampling
 from gmsa_rag.inference.microbatching import LONGEST_TIMEOUT, LONGEST_WINDOW, Batching, Request
 from gmsa_rag.inference.prompt import check_overflow
 from gmsa_rag.inference.reading import Prompt, Reading, Turn, read_turns, without_leading_space
@@ -256,7 +256,7 @@ class ChatGMSA(BaseChatModel, GMSASettings):
                 content="",
                 chunk_position="last",
                 usage_metadata=usage(prompt, answer, self._gmsa()),
-                response_metadata=response_metadata(prompt, self._name),
+                response_metadata=response_metadata(prompt, self._name, pieces.finish_reason),
             )
         )
 
@@ -334,12 +334,12 @@ class ChatGMSA(BaseChatModel, GMSASettings):
     def _read(self, turns: list[Turn], reading: Reading) -> Prompt:
         return read_turns(turns, self._gmsa(), self._memories(), reading)
 
-    def _result(self, prompt: Prompt, text: str) -> ChatResult:
-        text = "".join(without_leading_space([text]))
+    def _result(self, prompt: Prompt, generated: Generated) -> ChatResult:
+        text = "".join(without_leading_space([generated.text]))
         message = AIMessage(
             content=text,
             usage_metadata=usage(prompt, text, self._gmsa()),
-            response_metadata=response_metadata(prompt, self._name),
+            response_metadata=response_metadata(prompt, self._name, generated.finish_reason),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 

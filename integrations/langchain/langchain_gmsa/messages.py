@@ -18,6 +18,7 @@ from langchain_core.messages.ai import UsageMetadata
 
 from gmsa_rag.errors import InputTypeError
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import FinishReason
 from gmsa_rag.inference.reading import Prompt, Turn
 from gmsa_rag.memory.handles import parse_handle
 
@@ -54,12 +55,12 @@ def usage(prompt: Prompt, text: str, gmsa: GMSA) -> UsageMetadata:
     )
 
 
-def response_metadata(prompt: Prompt, model: str) -> dict[str, Any]:
+def response_metadata(prompt: Prompt, model: str, finish_reason: FinishReason | None) -> dict[str, Any]:
     """What a response says of its making."""
     numbers = {"soft_tokens": prompt.soft_tokens, "original_tokens": prompt.original_tokens}
     if prompt.dropped:
         numbers["dropped_memories"] = prompt.dropped
-    return {"model_name": model, "model_provider": PROVIDER, "gmsa": numbers}
+    return {"model_name": model, "model_provider": PROVIDER, "finish_reason": finish_reason, "gmsa": numbers}
 
 
 def _role(message: BaseMessage) -> str:

@@ -9,8 +9,9 @@ from transformers import GenerationConfig
 
 from gmsa_rag.errors import ConfigError
 from gmsa_rag.inference.decoders import sessions, static
-from gmsa_rag.inference.decoders.local import LocalDecoder, Sampling
+from gmsa_rag.inference.decoders.local import LocalDecoder
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import Sampling
 from gmsa_rag.inference.stopping import stopped_when
 from tests.conftest import FAMILIES
 
@@ -187,6 +188,36 @@ def test_there_may_be_several_end_tokens_and_none_before_its_time(decoder, embed
     assert made.generate_ids(embedded[:1], Sampling(12))[0] == ids[: ids.index(ids[4])]
     longer = made.generate_ids(embedded[:1], Sampling(12, min_new_tokens=12))[0]
     assert len(longer) == 12 and not {ids[4], 399} & set(longer)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_text_says_whether_it_ended_or_was_cut_off(decoder, embedded, monkeypatch, cache):
+    made = decoder(cache=cache)
+    monkeypatch.setattr(made.model.generation_config, "eos_token_id", None)
+    rows = made.generate_ids(embedded, Sampling(12))
+    end = rows[0][4]
+    monkeypatch.setattr(made.model.generation_config, "eos_token_id", end)
+    ends = [row.index(end) if end in row else None for row in rows]
+    assert len(set(ends)) > 1  # one row at least ends, and another does not
+    for limit in (ends[0], ends[0] + 1, 12):
+        sampling = Sampling(limit)
+        expected = ["length" if at is None or at >= limit else "stop" for at in ends]
+        assert [text.finish_reason for text in made.generate(embedded, sampling)] == expected
+        streams = [made.stream(prompt, sampling) for prompt in embedded]
+        assert [("".join(s), s.finish_reason) for s in streams] == [
+            (text.text, text.finish_reason) for text in made.generate(embedded, sampling)
+        ]
+
+
+def test_a_stop_string_ends_a_text_and_the_window_cuts_it_off(decoder, embedded, monkeypatch):
+    made = decoder()
+    monkeypatch.setattr(made.model.generation_config, "eos_token_id", None)
+    [text] = made.generate(embedded[:1], Sampling(12))
+    [stopped] = made.generate(embedded[:1], Sampling(12, stop=(text.text[-3:],)))
+    assert (text.finish_reason, stopped.finish_reason) == ("length", "stop")
+    made.window = len(embedded[0]) + 3
+    [cut] = made.generate(embedded[:1], Sampling(12))
+    assert cut.finish_reason == "length" and text.text.startswith(cut.text)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])

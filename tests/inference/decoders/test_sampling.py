@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gmsa_rag.errors import ConfigError, GMSAError, InputError, InputTypeError
-from gmsa_rag.inference.decoders.sampling import COLDEST, HOTTEST, Sampling, choose_tokens, random_state
+from gmsa_rag.inference.decoders.sampling import choose_tokens, random_state
+from gmsa_rag.inference.generation import COLDEST, HOTTEST, Sampling
 
 MISTYPED = [
     {"max_new_tokens": "16"},

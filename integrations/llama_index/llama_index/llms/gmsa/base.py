@@ -15,7 +15,7 @@ from pydantic import Field, field_serializer
 
 from gmsa_rag.checks import check_number
 from gmsa_rag.errors import InputError
-from gmsa_rag.inference.decoders.sampling import Sampling
+from gmsa_rag.inference.generation import FinishReason, Generated, Sampling
 from gmsa_rag.inference.microbatching import Request, stream, submit
 from gmsa_rag.inference.prompt import check_overflow
 from gmsa_rag.inference.reading import Prompt, Reading, read_text, read_turns, without_leading_space
@@ -112,7 +112,7 @@ class GMSALLM(GMSASettings, CustomLLM):
             formatted: Whether it has its template already.
             **kwargs: Settings of this call; see the class.
         Returns:
-            The answer; positions and tokens are in its `raw` and `additional_kwargs`.
+            The answer; positions, tokens and why it ended are in its `raw`, the first two in `additional_kwargs` too.
         Raises:
             HandleError: If a handle was cut, is unknown, or is not allowed.
             FingerprintError: If a memory is of another checkpoint.
@@ -153,7 +153,7 @@ class GMSALLM(GMSASettings, CustomLLM):
                 are joined.
             **kwargs: Settings of this call; see the class.
         Returns:
-            The answer; positions and tokens are in its `raw` and `additional_kwargs`.
+            The answer; positions, tokens and why it ended are in its `raw`, the first two in `additional_kwargs` too.
         Raises:
             ConfigError: If the checkpoint has no chat template.
             InputTypeError: If a message holds an image, audio, video, document, citation or tool call.
@@ -232,9 +232,9 @@ class GMSALLM(GMSASettings, CustomLLM):
         [request] = submit(self.engine, [prompt.parts], **self._sampling(kwargs))
         return request
 
-    def _response(self, prompt: Prompt, text: str) -> CompletionResponse:
-        text = "".join(without_leading_space([text]))
-        return completion(text, raw=raw(prompt, usage(prompt, text, self.engine), self._name))
+    def _response(self, prompt: Prompt, generated: Generated) -> CompletionResponse:
+        text = "".join(without_leading_space([generated.text]))
+        return completion(text, raw=self._raw(prompt, text, generated.finish_reason))
 
     def _stream(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> Generator[CompletionResponse, None, None]:
         text = ""
@@ -242,7 +242,10 @@ class GMSALLM(GMSASettings, CustomLLM):
             for piece in without_leading_space(pieces):
                 text += piece
                 yield completion(text, piece)
-        yield completion(text, "", raw(prompt, usage(prompt, text, self.engine), self._name))
+        yield completion(text, "", self._raw(prompt, text, pieces.finish_reason))
+
+    def _raw(self, prompt: Prompt, text: str, finish_reason: FinishReason | None) -> dict[str, Any]:
+        return raw(prompt, usage(prompt, text, self.engine), self._name, finish_reason)
 
     def _stream_chat(self, prompt: Prompt, kwargs: Mapping[str, Any]) -> Generator[ChatResponse, None, None]:
         with closing(self._stream(prompt, kwargs)) as responses:

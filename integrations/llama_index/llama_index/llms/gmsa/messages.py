@@ -18,6 +18,7 @@ from llama_index.core.base.llms.types import (
 
 from gmsa_rag.errors import InputError, InputTypeError
 from gmsa_rag.inference.engine import GMSA
+from gmsa_rag.inference.generation import FinishReason
 from gmsa_rag.inference.reading import Prompt, Turn
 
 _ROLES = {
@@ -63,12 +64,12 @@ def usage(prompt: Prompt, text: str, gmsa: GMSA) -> dict[str, int]:
     return {**numbers, "total_tokens": prompt.positions + answered}
 
 
-def raw(prompt: Prompt, numbers: dict[str, int], model: str) -> dict[str, Any]:
+def raw(prompt: Prompt, numbers: dict[str, int], model: str, finish_reason: FinishReason | None) -> dict[str, Any]:
     """What a response says of its making."""
     gmsa = {"soft_tokens": prompt.soft_tokens, "original_tokens": prompt.original_tokens}
     if prompt.dropped:
         gmsa["dropped_memories"] = prompt.dropped
-    return {"model": model, "usage": numbers, "gmsa": gmsa}
+    return {"model": model, "usage": numbers, "finish_reason": finish_reason, "gmsa": gmsa}
 
 
 def completion(text: str, delta: str | None = None, raw: dict[str, Any] | None = None) -> CompletionResponse:
