@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from gmsa_rag.errors import CorruptStoreError, InputError, InputTypeError, StoreError
 from gmsa_rag.memory.handles import check_secret
@@ -19,6 +20,7 @@ from gmsa_rag.memory.migrations import migrate, version_of
 
 IN_MEMORY = ":memory:"
 BUSY_SECONDS = 30.0
+Value = TypeVar("Value", str, bytes, int)
 CHUNK = 500  # values in one IN (...), below the 999 variables that older SQLite builds allow
 _creating = threading.RLock()
 _PRAGMAS = (
@@ -176,7 +178,7 @@ class Database:
             ) from error
 
 
-def chunks(values: list[str]) -> Iterator[tuple[list[str], str]]:
+def chunks(values: list[Value]) -> Iterator[tuple[list[Value], str]]:
     """Pieces of a list that fit one query, each with its `?, ?, ...`."""
     for start in range(0, len(values), CHUNK):
         piece = values[start : start + CHUNK]

@@ -19,13 +19,14 @@ import numpy as np
 
 from gmsa_rag.checks import dump_metadata, is_int
 from gmsa_rag.errors import InputError, ShapeError
-from gmsa_rag.memory.database import CHUNK, IN_MEMORY, Database, chunks
+from gmsa_rag.memory.database import IN_MEMORY, Database, chunks
 from gmsa_rag.memory.entries import Entry, Hit, check_counts, check_id
 from gmsa_rag.memory.flat import FlatIndex, Floats, check_vectors, cosine, faiss_distributions, load_faiss
 from gmsa_rag.memory.keys import encode_text
 
 __all__ = ["Entry", "Hit", "VectorIndex", "faiss_distributions"]
 
+Predicate = Callable[[Entry], bool]
 _COLUMNS = "position, id, metadata, text, vector"
 _PUT = """
     INSERT INTO vectors (namespace_id, id, metadata, text, vector) VALUES (?, ?, ?, ?, ?)
@@ -145,10 +146,10 @@ class VectorIndex:
         """
         with self._database.read() as connection:
             positions = self._positions(connection, [check_id(name) for name in ids])
-            found = self._entries(connection, positions.values())
+            found = self._entries(connection, [*positions.values()])
         return [found[positions[name]] if name in positions else None for name in ids]
 
-    def search(self, vector: object, k: int = 4, predicate: Callable[[Entry], bool] | None = None) -> list[Hit]:
+    def search(self, vector: object, k: int = 4, predicate: Predicate | None = None) -> list[Hit]:
         """Find the nearest rows.
 
         Args:
@@ -198,8 +199,7 @@ class VectorIndex:
         others = {check_id(name) for name in without}
         found: set[str] = set()
         with self._database.read() as connection:
-            for piece in (passages[start : start + CHUNK] for start in range(0, len(passages), CHUNK)):
-                marks = ", ".join("?" * len(piece))
+            for piece, marks in chunks(passages):
                 query = f"SELECT id, text FROM vectors WHERE namespace_id = ? AND text IN ({marks})"
                 rows = connection.execute(query, (self._database.namespace_id, *piece))
                 found |= {bytes(text).decode() for name, text in rows if name not in others}
@@ -319,7 +319,7 @@ class VectorIndex:
                 change(flat)
                 self._generation = generation
 
-    def _search(self, vectors: object, k: int, predicate: Callable[[Entry], bool] | None) -> list[list[Hit]]:
+    def _search(self, vectors: object, k: int, predicate: Predicate | None) -> list[list[Hit]]:
         if not is_int(k) or k < 1:
             raise InputError("k", expected="an int >= 1", got=repr(k)[:80], remedy="Ask for at least one hit.")
         with self._database.read() as connection:
@@ -331,21 +331,18 @@ class VectorIndex:
             return [self._nearest(connection, flat, query, k, predicate) for query in array]
 
     def _nearest(
-        self,
-        connection: sqlite3.Connection,
-        flat: FlatIndex,
-        query: Floats,
-        k: int,
-        predicate: Callable[[Entry], bool] | None,
+        self, connection: sqlite3.Connection, flat: FlatIndex, query: Floats, k: int, predicate: Predicate | None
     ) -> list[Hit]:
-        count = min(len(flat), 2 * k + 8)
+        count, seen = min(len(flat), 2 * k + 8), set[int]()
+        best: list[tuple[float, int, Entry]] = []  # of equal scores the lowest position, and so the row added first
         while True:
             positions, lowest = flat.nearest(query, count)
-            found = sorted(self._entries(connection, positions).items())
-            hits = [Hit(entry, cosine(entry.vector, query)) for _, entry in found if not predicate or predicate(entry)]
-            hits = sorted(hits, key=lambda hit: -hit.score)[:k]
-            if count == len(flat) or (len(hits) == k and lowest < hits[-1].score - _TIE):
-                return hits
+            fresh = self._entries(connection, [position for position in positions if position not in seen])
+            seen.update(positions)
+            wanted = [(at, entry) for at, entry in fresh.items() if predicate is None or predicate(entry)]
+            best = sorted([*best, *((-cosine(entry.vector, query), at, entry) for at, entry in wanted)])[:k]
+            if count == len(flat) or (len(best) == k and lowest < -best[-1][0] - _TIE):
+                return [Hit(entry, -score) for score, _, entry in best]
             count = min(len(flat), 4 * count)
 
     def _refresh(self, connection: sqlite3.Connection) -> None:
@@ -375,11 +372,12 @@ class VectorIndex:
             positions.update(connection.execute(query, (self._database.namespace_id, *piece)).fetchall())
         return positions
 
-    def _entries(self, connection: sqlite3.Connection, positions: Iterable[int]) -> dict[int, Entry]:
-        query = f"SELECT {_COLUMNS} FROM vectors WHERE position = ?"
-        width = self._width(connection)
-        rows = (connection.execute(query, (position,)).fetchone() for position in positions)
-        return {row[0]: self._decode(row, width) for row in rows if row}
+    def _entries(self, connection: sqlite3.Connection, positions: list[int]) -> dict[int, Entry]:
+        width, found = self._width(connection), dict[int, Entry]()
+        for piece, marks in chunks(positions):
+            query = f"SELECT {_COLUMNS} FROM vectors WHERE position IN ({marks})"
+            found.update((row[0], self._decode(row, width)) for row in connection.execute(query, piece))
+        return found
 
     def _decode(self, row: tuple[int, str, str, bytes, bytes], width: int | None) -> Entry:
         _, name, metadata, text, vector = row

@@ -67,6 +67,21 @@ def test_a_rare_row_is_found_behind_many_nearer_ones(index):
     assert ids_of(index.search([1, 0.01], k=1, predicate=lambda entry: entry.id == "s")) == ["s"]
 
 
+def test_a_search_reads_each_row_once_at_most(index, monkeypatch):
+    index.add(["x"] * 1100, [[1, i / 1000] for i in range(1100)], ids=[str(i) for i in range(1100)])
+    read, decode = [], VectorIndex._decode
+    monkeypatch.setattr(
+        VectorIndex, "_decode", lambda self, row, width: read.append(row[0]) or decode(self, row, width)
+    )
+    assert index.search([1, 0], predicate=lambda entry: False) == []
+    assert len(read) == len(set(read)) == len(index)
+    rows = index.search([1, 0], k=3, predicate=lambda entry: int(entry.id) >= 700 if entry.id.isdigit() else False)
+    assert ids_of(rows) == ["700", "701", "702"]
+    read.clear()
+    index.search([1, 0], k=1)
+    assert len(read) <= 10
+
+
 def test_equal_scores_come_in_the_order_of_insertion(index):
     names = [f"{number:03}" for number in range(200)]
     index.add(names, np.tile([-3.0, 4.0], (200, 1)) * np.arange(1, 201)[:, None], ids=names)
