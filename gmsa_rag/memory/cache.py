@@ -211,8 +211,8 @@ class GMSAMemoryCache(MemoryStore):
             raise UnknownMemoryError(
                 "handle",
                 expected="one that this cache issued and still holds the memory of",
-                got=handle,
-                remedy="Use the store that compressed the passage, or compress it again.",
+                got=handle + (", whose memory is gone" if source else ", which it never issued, or has lost"),
+                remedy="Use the cache that compressed the passage, or compress it again.",
             )
         try:
             memory = read_memory(source.key, data)

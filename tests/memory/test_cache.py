@@ -16,6 +16,7 @@ from gmsa_rag.errors import (
     UnknownMemoryError,
 )
 from gmsa_rag.memory import GMSAMemoryCache, Memory, MemoryStore, make_handle, memory_key, resolve_parts
+from gmsa_rag.memory.cache_records import memory_name
 
 FINGERPRINT = "f" * 64
 SECRET = bytes(range(32))
@@ -164,10 +165,14 @@ def test_what_is_no_handle_is_malformed(cache, handle):
         cache.text(handle)
 
 
-def test_handles_that_stand_for_nothing_usable_are_typed_errors(cache):
+def test_handles_that_stand_for_nothing_usable_are_typed_errors(cache, monkeypatch):
     [memory] = fill(cache, "one")
-    with pytest.raises(UnknownMemoryError):
+    with pytest.raises(UnknownMemoryError, match="never issued, or has lost"):
         cache.resolve(make_handle(SECRET, memory.key, 2))
+    get, gone = cache._get, [memory_name(memory.key)]
+    with monkeypatch.context() as patch, pytest.raises(UnknownMemoryError, match="whose memory is gone"):
+        patch.setattr(cache, "_get", lambda names: [None] if names == gone else get(names))
+        cache.resolve(cache.handle(memory))
     with pytest.raises(MalformedHandleError, match="2 soft tokens"):
         cache.resolve(cache.handle(memory).replace(":2]]", ":3]]"))
     with pytest.raises(FingerprintError):
