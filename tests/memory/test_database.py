@@ -10,11 +10,11 @@ import threading
 from contextlib import closing
 
 import pytest
-import torch
 
 from gmsa_rag.errors import CorruptStoreError, InputError, StoreError
-from gmsa_rag.memory import Memory, MemoryStore, VectorIndex, memory_key
+from gmsa_rag.memory import MemoryStore, VectorIndex
 from gmsa_rag.memory.migrations import APPLICATION_ID, MIGRATIONS, migrate, version_of
+from tests.memory.stores import build, fill, raw
 
 CHILD = """
 import os, signal, sys, torch
@@ -23,32 +23,6 @@ def build(text):
     return Memory(torch.ones(2, 64), memory_key("f" * 64, 8, text), 8, 12, "f" * 64, (0, 12))
 store = MemoryStore(sys.argv[1])
 """
-
-
-def build(text):
-    return Memory(torch.ones(2, 64), memory_key("f" * 64, 8, text), 8, 12, "f" * 64, (0, 12))
-
-
-def fill(store, *texts):
-    store.put_many([build(text) for text in texts], texts)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memories.db"
-
-
-@pytest.fixture
-def store(path):
-    with MemoryStore(path) as store:
-        yield store
-        store.check()
-
-
-def raw(path, *statements):
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def run_child(path, code):

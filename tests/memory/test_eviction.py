@@ -1,25 +1,10 @@
 """A bounded store keeps what was used last, says what it evicted, and keeps whole what one put wrote."""
 
 import pytest
-import torch
 
 from gmsa_rag.errors import InputError, UnknownMemoryError
-from gmsa_rag.memory import Memory, MemoryStore, default_store, memory_key, resolve_parts
-
-
-def build(text):
-    return Memory(torch.ones(2, 64), memory_key("f", 8, text), 8, 12, "f", (0, 12))
-
-
-def fill(store, *texts):
-    memories = [build(text) for text in texts]
-    store.put_many(memories, texts)
-    return memories
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memories.db"
+from gmsa_rag.memory import MemoryStore, default_store, resolve_parts
+from tests.memory.stores import build, fill
 
 
 def test_the_least_recently_used_memory_goes_first_and_its_text_stays_for_a_while(path):

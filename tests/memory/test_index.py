@@ -21,11 +21,6 @@ IDS = ["n", "e", "s", "ne"]
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memories.db"
-
-
-@pytest.fixture
 def index(path):
     with VectorIndex(path) as index:
         index.add(TEXTS, VECTORS, [{"angle": angle} for angle in (90, 0, 270, 45)], IDS)

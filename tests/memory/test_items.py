@@ -7,11 +7,6 @@ from gmsa_rag.memory import ItemStore, MemoryStore
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memories.db"
-
-
-@pytest.fixture
 def items(path):
     with ItemStore(path) as items:
         yield items

@@ -18,38 +18,8 @@ from gmsa_rag.errors import (
     StoreError,
     UnknownMemoryError,
 )
-from gmsa_rag.memory import Memory, MemoryStore, default_store, memory_key, open_store
-
-FINGERPRINT = "f" * 64
-
-
-def build(text, rate=8, fingerprint=FINGERPRINT, num_tokens=12, fill=1.0, hidden_size=64):
-    tensor = torch.full((-(-num_tokens // rate), hidden_size), fill)
-    return Memory(tensor, memory_key(fingerprint, rate, text), rate, num_tokens, fingerprint, (0, num_tokens))
-
-
-def fill(store, *texts):
-    memories = [build(text) for text in texts]
-    store.put_many(memories, texts)
-    return memories
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "memories.db"
-
-
-@pytest.fixture
-def store(path):
-    with MemoryStore(path) as store:
-        yield store
-        store.check()
-
-
-def raw(path, *statements):
-    with closing(sqlite3.connect(path)) as connection, connection:
-        for statement in statements:
-            connection.execute(statement)
+from gmsa_rag.memory import MemoryStore, default_store, open_store
+from tests.memory.stores import FINGERPRINT, build, fill, raw
 
 
 def contents(path):
