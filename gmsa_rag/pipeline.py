@@ -305,8 +305,8 @@ class Library:
         answer = parse_answer(
             "".join(piece for piece, _ in pieces),
             self.gmsa.config,
-            tuple(range(kept + 1, len(parts) + 1)),
             num_passages=kept,
+            num_dropped=len(parts) - kept,
             finish_reason=stream.finish_reason or "length",
         )
         return answer, pieces[0][1] if pieces else total, total

@@ -288,8 +288,9 @@ class GMSA:
         sampling = Sampling(max_new_tokens)
         prompt, kept = self._fit_answer(question, passages, titles, overflow, max_new_tokens)
         [said] = self.decoding.generate([self._embed(prompt)], sampling)
-        dropped = tuple(range(kept + 1, len(passages) + 1))
-        return parse_answer(said.text, self.config, dropped, num_passages=kept, finish_reason=said.finish_reason)
+        return parse_answer(
+            said.text, self.config, num_passages=kept, num_dropped=prompt.dropped, finish_reason=said.finish_reason
+        )
 
     def answer_prompt(self, question: str, passages: Sequence[Part], titles: Sequence[str] | None = None) -> list[Part]:
         """The prompt that `answer` uses, for `generate`, `stream` and `num_positions`."""

@@ -217,9 +217,9 @@ def answer_prompt(
 def parse_answer(
     text: str,
     config: GMSAConfig,
-    dropped: tuple[int, ...] = (),
     *,
     num_passages: int | None = None,
+    num_dropped: int = 0,
     finish_reason: FinishReason = "stop",
 ) -> Answer:
     """Part an answer from the passage numbers in it.
@@ -227,13 +227,15 @@ def parse_answer(
     Args:
         text: What the decoder said.
         config: Says whether it was trained to cite, and what it says where it finds no answer.
-        dropped: Numbers of the passages that were left out.
         num_passages: How many the prompt had; a number beyond is no citation. None if that is not known.
+        num_dropped: How many were left out after them.
         finish_reason: Why nothing came after the text.
     """
     bare, numbers = _part_citations(text, num_passages) if config.cites else (text.strip(), [])
     ends = ".!"
     abstained = bool(config.no_answer) and bare.casefold().rstrip(ends) == config.no_answer.casefold().rstrip(ends)
+    first_dropped = (num_passages or 0) + 1
+    dropped = tuple(range(first_dropped, first_dropped + num_dropped))
     return Answer(bare, tuple(dict.fromkeys(numbers)), dropped, abstained, finish_reason)
 
 
